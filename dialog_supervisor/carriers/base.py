@@ -1,0 +1,184 @@
+"""What a carrier must do. One `Leg` is one call's line: audio both ways, and what can be asked of the carrier about it."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum
+
+import trio
+
+from dialog_supervisor.carriers.playout import BYTES_PER_MS, Playout
+from dialog_supervisor.websocket import MediaSocket
+from protocol.messages import Event, Message, MessageDispatched
+
+AHEAD_S = 300.0  # how much audio a carrier is given ahead of its playing; Twilio discards above 600 s (error 31931)
+EARLY_BYTES = 1 << 20  # two minutes of audio, posted before there is a stream to play it
+_MARK_GRACE_S = 2.0  # for a mark to come back after its audio must have ended, by our clock
+
+
+class CarrierError(Exception):
+    """The carrier refused a request, or could not be asked. `code` and `status` are the carrier's."""
+
+    def __init__(self, message: str, *, code: int | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class Unsupported(Exception):
+    """This carrier's leg cannot do what was asked."""
+
+
+class StreamEnd(Enum):
+    """How a media stream ended."""
+
+    STOPPED = "the carrier stopped the stream"
+    LOST = "the media socket was lost"
+    RELEASED = "the call is over"
+
+
+class Leg(ABC):
+    """One call's line at a carrier. It lives as long as the call, and is served by one media socket after another.
+
+    `emit` takes what the line has to tell the worker.
+    """
+
+    def __init__(self, emit: Callable[[Event], None]) -> None:
+        self.emit = emit
+        self.counts: Counter[str] = Counter()  # frames, and whatever was odd, for the log at the call's end
+        self.open = False  # whether a stream takes audio
+        self._early: list[Message[bytes]] = []
+        self._early_bytes = 0
+        self._playout = Playout()
+        self._changed = trio.Event()  # something was played or cut
+
+    # Audio to the caller
+
+    def post(self, message: Message[bytes]) -> None:
+        """Have the caller hear a piece of an utterance, now or when a stream is open; after `abort`, drop it."""
+        if not self.open:
+            self._keep(message)
+            return
+        mark = self._playout.post(message.uuid, message.data, done=message.done, now=trio.current_time())
+        if mark is None:
+            self.counts["late"] += 1
+            return
+        self._say(message.data, mark)
+
+    def _keep(self, message: Message[bytes]) -> None:
+        self._early_bytes += len(message.data)
+        if self._early_bytes <= EARLY_BYTES:
+            self._early.append(message)
+        else:
+            self.counts["too_early"] += 1
+
+    def opened(self) -> None:
+        """A stream is open: say what was posted before."""
+        early, self._early, self._early_bytes = self._early, [], 0
+        for message in early:
+            self.post(message)
+
+    def abort(self, uuid: str) -> None:
+        """Stop an utterance, also what the carrier has buffered of it, and tell how much of it was heard."""
+        kept = [message for message in self._early if message.uuid == uuid]
+        self._early = [message for message in self._early if message.uuid != uuid]
+        cut = self._playout.abort(uuid, trio.current_time())
+        if cut is not None:
+            self._send_clear()
+            for mark, audio in cut.resend:
+                self._say(audio, mark)
+            self._notify()
+            self.emit(cut.dispatched)
+        elif kept:
+            total_ms = sum(len(message.data) for message in kept) // BYTES_PER_MS
+            self.emit(MessageDispatched(uuid, 0, total_ms, interrupted=True))
+
+    def _say(self, audio: bytes, mark: str) -> None:
+        if audio:
+            self.counts["frames_out"] += 1
+            self._send_media(audio)
+        if mark:
+            self._send_mark(mark)
+
+    def marked(self, name: str) -> None:
+        """Enter a mark that the carrier returned."""
+        if dispatched := self._playout.marked(name, trio.current_time()):
+            self._notify()
+            self.emit(dispatched)
+
+    def interrupted(self) -> None:
+        """Tell what was heard of everything that will not be played any more, because its stream is gone."""
+        for dispatched in self._playout.stop(trio.current_time()):
+            self.emit(dispatched)
+        self._notify()
+
+    async def room(self) -> None:
+        """Wait while the carrier has more than `AHEAD_S` of audio, or its socket takes no more: back-pressure."""
+        while (ahead := self._playout.buffered_s(trio.current_time()) - AHEAD_S) > 0:
+            changed = self._changed
+            with trio.move_on_after(ahead):
+                await changed.wait()
+
+    async def played(self) -> None:
+        """Wait until the caller has heard everything; a mark that never comes back is not waited for forever."""
+        while self._playout or self._early:
+            changed = self._changed
+            with trio.move_on_after(self._playout.buffered_s(trio.current_time()) + _MARK_GRACE_S) as scope:
+                await changed.wait()
+            if scope.cancelled_caught:
+                self.counts["marks_missing"] += 1
+                return
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    @abstractmethod
+    def _send_media(self, audio: bytes) -> None:
+        """Send audio to the carrier, without waiting."""
+
+    @abstractmethod
+    def _send_mark(self, name: str) -> None:
+        """Send a mark, without waiting."""
+
+    @abstractmethod
+    def _send_clear(self) -> None:
+        """Have the carrier throw its buffer away."""
+
+    # The line itself
+
+    @abstractmethod
+    async def stream(self, socket: MediaSocket) -> StreamEnd:
+        """Serve a media socket until it ends."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of the media socket; `stream` then returns."""
+
+    @abstractmethod
+    async def hangup(self) -> None:
+        """End the call at the carrier. Raises `CarrierError`."""
+
+    async def transfer_to(self, destination: str) -> None:
+        """Connect the caller to `destination`. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported(f"this carrier's transfer_to({destination!r})")
+
+    async def send_dtmf(self, digits: str) -> None:
+        """Press keys. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported(f"this carrier's send_dtmf of {len(digits)} digits")
+
+    async def start_recording(self) -> None:
+        """Record both sides. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported("this carrier's start_recording")
+
+    async def stop_recording(self) -> None:
+        """Stop recording. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported("this carrier's stop_recording")
+
+    async def remove_recording(self) -> None:
+        """Delete the recording. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported("this carrier's remove_recording")
+
+    async def start_transcript(self) -> None:
+        """Transcribe both sides. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported("this carrier's start_transcript")

@@ -1,0 +1,136 @@
+"""The playout ledger: which audio the carrier has been sent, which of it the caller has heard, which was thrown away.
+
+A carrier plays what it is sent in order and in real time, and returns a mark when everything before the mark was played.
+After a `clear` it returns all marks at once, as if played. So between marks the ledger counts time itself, and what a
+`clear` discarded it reports at once, by its own count, and ignores the marks that come back for it.
+
+No I/O here: whoever calls passes the time, and sends what is returned.
+"""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from protocol.messages import MessageDispatched
+
+BYTES_PER_MS = 8  # mu-law at 8 kHz
+_REMEMBERED = 256  # aborted utterances whose late audio is still to be refused
+
+
+@dataclass
+class Utterance:
+    """One message on its way to the caller's ear. Times in seconds, on the caller's clock of the ledger."""
+
+    uuid: str
+    mark: str
+    total_bytes: int = 0
+    done: bool = False
+    chunks: deque[tuple[float, bytes]] = field(default_factory=deque)  # not yet played: when each ends, and its audio
+
+    @property
+    def total_ms(self) -> int:
+        """How long it is, as far as it is known."""
+        return self.total_bytes // BYTES_PER_MS
+
+    def unplayed(self, now: float) -> bytes:
+        """Return what the caller has not heard yet, cutting the chunk that is being played."""
+        rest = bytearray()
+        for end, audio in self.chunks:
+            remaining = min(len(audio), max(0, round((end - now) * 1000)) * BYTES_PER_MS)
+            rest += audio[len(audio) - remaining :]
+        return bytes(rest)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to do after an abort: tell `dispatched`, send `clear`, then send again what others had still to say."""
+
+    dispatched: MessageDispatched
+    resend: list[tuple[str, bytes]]  # audio, each with the mark to send behind it, or ""
+
+
+class Playout:
+    """The ledger of one call's line."""
+
+    def __init__(self) -> None:
+        self._utterances: OrderedDict[str, Utterance] = OrderedDict()
+        self._aborted: OrderedDict[str, None] = OrderedDict()
+        self._resent = 0
+        self.ends_at = 0.0  # when the carrier will have played everything
+
+    def __bool__(self) -> bool:
+        """Whether something is still to be heard, or its mark still to come."""
+        return bool(self._utterances)
+
+    def buffered_s(self, now: float) -> float:
+        """Seconds of audio that the carrier has and the caller has not heard."""
+        return max(0.0, self.ends_at - now)
+
+    def post(self, uuid: str, audio: bytes, *, done: bool, now: float) -> str | None:
+        """Enter a piece of an utterance. Return the mark to send behind it ("" if none), or None to drop it."""
+        if uuid in self._aborted:
+            return None
+        utterance = self._utterances.get(uuid)
+        if utterance is None:
+            utterance = self._utterances[uuid] = Utterance(uuid, mark=uuid)
+        self._forget_played(utterance, now)
+        if audio:
+            self.ends_at = max(now, self.ends_at) + len(audio) / BYTES_PER_MS / 1000
+            utterance.chunks.append((self.ends_at, audio))
+            utterance.total_bytes += len(audio)
+        utterance.done = utterance.done or done
+        return utterance.mark if done else ""
+
+    @staticmethod
+    def _forget_played(utterance: Utterance, now: float) -> None:
+        while utterance.chunks and utterance.chunks[0][0] <= now:
+            utterance.chunks.popleft()
+
+    def marked(self, mark: str, now: float) -> MessageDispatched | None:
+        """Enter a mark's return. Return what to tell, unless the mark stands for something that was cut, or is unknown."""
+        utterance = next((one for one in self._utterances.values() if one.mark == mark), None)
+        if utterance is None:
+            return None
+        del self._utterances[utterance.uuid]
+        if not self._utterances:
+            self.ends_at = min(self.ends_at, now)
+        return MessageDispatched(utterance.uuid, utterance.total_ms, utterance.total_ms, interrupted=False)
+
+    def abort(self, uuid: str, now: float) -> Cut | None:
+        """Cut an utterance. Return what follows, or None if nothing of it is with the carrier."""
+        self._refuse_from_now(uuid)
+        utterance = self._utterances.pop(uuid, None)
+        if utterance is None:
+            return None
+        dispatched = self._heard(utterance, now)
+        resend, self.ends_at = [], now
+        for other in self._utterances.values():
+            resend.append(self._again(other, now))
+        return Cut(dispatched, resend)
+
+    def _refuse_from_now(self, uuid: str) -> None:
+        self._aborted[uuid] = None
+        if len(self._aborted) > _REMEMBERED:
+            self._aborted.popitem(last=False)
+
+    def _again(self, utterance: Utterance, now: float) -> tuple[str, bytes]:
+        """Enter anew what of an utterance a `clear` took from the carrier although it was not meant."""
+        audio = utterance.unplayed(now)
+        self._resent += 1
+        utterance.mark = f"{utterance.uuid}#{self._resent}"  # a new name: the old one comes back too, and means nothing
+        utterance.chunks.clear()
+        if audio:
+            self.ends_at += len(audio) / BYTES_PER_MS / 1000
+            utterance.chunks.append((self.ends_at, audio))
+        return (utterance.mark if utterance.done else "", audio)
+
+    def _heard(self, utterance: Utterance, now: float) -> MessageDispatched:
+        played_ms = utterance.total_ms - len(utterance.unplayed(now)) // BYTES_PER_MS
+        whole = utterance.done and played_ms >= utterance.total_ms
+        return MessageDispatched(utterance.uuid, played_ms, utterance.total_ms, interrupted=not whole)
+
+    def stop(self, now: float) -> list[MessageDispatched]:
+        """The line is gone: say what was heard of everything that was still to be heard."""
+        told = [self._heard(utterance, now) for utterance in self._utterances.values()]
+        self._utterances.clear()
+        self.ends_at = min(self.ends_at, now)
+        return told

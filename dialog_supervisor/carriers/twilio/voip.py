@@ -1,0 +1,195 @@
+"""One call's line at Twilio: its media messages in and out, and what can be asked of Twilio about the call."""
+
+from collections.abc import Callable
+
+import structlog
+import trio
+from websockets.frames import CloseCode
+
+from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
+from dialog_supervisor.carriers.twilio import wire
+from dialog_supervisor.carriers.twilio.rest import TwilioRest
+from dialog_supervisor.websocket import MediaSocket, MediaSocketClosed
+from protocol.messages import Dtmf, Event, Media, Metadata, StreamingStarted
+
+START_TIMEOUT_S = 10.0  # Twilio sends `start` right after `connected`
+MAX_UNREADABLE = 100  # messages that are nothing of Twilio's; more is not a slip but another program
+_ENCODING = "audio/x-mulaw"
+
+log = structlog.get_logger("twilio")
+
+
+class _NotOurs(Exception):
+    """The socket belongs to another call, or to no call: it is closed with 1008, or the code given."""
+
+    def __init__(self, reason: str, code: int = CloseCode.POLICY_VIOLATION) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class TwilioLeg(Leg):
+    """A call at Twilio. What its socket sends that makes no sense is counted and dropped; see `docs/carriers.md`."""
+
+    def __init__(
+        self, metadata: Metadata, account_sid: str, rest: TwilioRest, silence_s: float, emit: Callable[[Event], None]
+    ) -> None:
+        super().__init__(emit)
+        self._metadata = metadata
+        self._account_sid = account_sid
+        self._rest = rest
+        self._silence_s = silence_s
+        self._socket: MediaSocket | None = None
+        self._encoder = wire.Encoder("")
+        self._stream_sid = ""
+        self._heard_at = 0.0
+        self._serving = trio.CancelScope()
+        self._end = StreamEnd.RELEASED
+
+    # Out
+
+    def _send_media(self, audio: bytes) -> None:
+        if self._socket is not None:
+            self._socket.send(self._encoder.media(audio))
+
+    def _send_mark(self, name: str) -> None:
+        if self._socket is not None:
+            self._socket.send(self._encoder.mark(name))
+
+    def _send_clear(self) -> None:
+        if self._socket is not None:
+            self._socket.send(self._encoder.clear)
+
+    async def room(self) -> None:
+        if self._socket is not None:
+            await self._socket.room()
+        await super().room()
+
+    # In
+
+    async def stream(self, socket: MediaSocket) -> StreamEnd:
+        self.release()  # a socket that came later is the one that Twilio uses
+        self._end = StreamEnd.RELEASED
+        self._heard_at = trio.current_time()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._serving = nursery.cancel_scope
+                nursery.start_soon(self._watch_silence)
+                self._end = await self._serve(socket)
+                nursery.cancel_scope.cancel()
+        finally:
+            if self._socket is socket:
+                self._socket, self.open = None, False
+                self.interrupted()
+        return self._end
+
+    def release(self) -> None:
+        self._serving.cancel()
+
+    async def _serve(self, socket: MediaSocket) -> StreamEnd:
+        try:
+            with trio.fail_after(START_TIMEOUT_S):
+                start = await self._start(socket)
+            self._open(socket, start)
+            await self._listen(socket)
+        except MediaSocketClosed as closed:
+            log.info("media socket closed", code=int(closed.code), reason=closed.reason)
+        except trio.TooSlowError:
+            log.warning("media socket refused", reason=f"no start within {START_TIMEOUT_S:g} s")
+            socket.close(CloseCode.POLICY_VIOLATION, "no start")
+        except _NotOurs as problem:
+            log.warning("media socket refused", code=int(problem.code), reason=str(problem))
+            socket.close(problem.code, str(problem))
+        else:
+            return StreamEnd.STOPPED
+        return StreamEnd.LOST
+
+    async def _listen(self, socket: MediaSocket) -> None:
+        """Pass on what comes, until Twilio stops the stream."""
+        while True:
+            message = await self._receive(socket)
+            if isinstance(message, wire.Media):
+                self._media(message)
+            elif isinstance(message, wire.Mark):
+                self.marked(message.mark.name)
+            elif isinstance(message, wire.Dtmf):
+                self.emit(Dtmf(message.dtmf.digit))
+            elif isinstance(message, wire.Stop):
+                return
+            elif message is not None:
+                self.counts["unexpected"] += 1  # a second `connected` or `start`
+
+    async def _start(self, socket: MediaSocket) -> wire.StartDetails:
+        while not isinstance(message := await self._receive(socket), wire.Start):
+            if not isinstance(message, wire.Connected):
+                self.counts["before_start"] += 1
+        start = message.start
+        if start.call_sid != self._metadata.call_id:
+            raise _NotOurs("the stream is another call's")
+        if start.account_sid and start.account_sid != self._account_sid:
+            raise _NotOurs("the stream is another account's")
+        if start.media_format.encoding != _ENCODING or start.media_format.sample_rate != 8000:
+            raise _NotOurs(f"the stream's format is {start.media_format.encoding}", CloseCode.UNSUPPORTED_DATA)
+        return start
+
+    def _open(self, socket: MediaSocket, start: wire.StartDetails) -> None:
+        self._socket = socket
+        self._stream_sid = start.stream_sid
+        self._encoder = wire.Encoder(start.stream_sid)
+        self._heard_at = trio.current_time()
+        known = self._metadata
+        self.emit(Metadata(known.call_id, known.carrier, known.caller, known.callee, known.fields, start.custom_parameters))
+        self.emit(StreamingStarted(start.stream_sid, _ENCODING, 8000))
+        self.open = True
+        self.opened()
+
+    async def _receive(self, socket: MediaSocket) -> wire.Incoming | None:
+        """Return the next message, or None for one that was counted and dropped."""
+        text = await socket.receive()
+        self._heard_at = trio.current_time()
+        if isinstance(text, str):
+            try:
+                return wire.decode(text)
+            except wire.Malformed as error:
+                log.debug("message dropped", reason=str(error))
+        self._unreadable()
+        return None
+
+    def _media(self, message: wire.Media) -> None:
+        """Pass a frame on, in the order of arrival: TCP keeps it, and Twilio's numbers add nothing."""
+        if message.stream_sid != self._stream_sid or not message.media.track.startswith("inbound"):
+            self.counts["foreign"] += 1
+            return
+        try:
+            audio = wire.audio(message)
+        except wire.Malformed:
+            self._unreadable()
+            return
+        self.counts["frames_in"] += 1
+        if audio:
+            self.emit(Media(message.media.timestamp, audio))
+
+    def _unreadable(self) -> None:
+        self.counts["unreadable"] += 1
+        if self.counts["unreadable"] > MAX_UNREADABLE:
+            raise _NotOurs(f"more than {MAX_UNREADABLE} messages cannot be read")
+
+    async def _watch_silence(self) -> None:
+        """When nothing has come for long, ask Twilio whether there is still a call; when Twilio cannot say, go on."""
+        while True:
+            await trio.sleep_until(self._heard_at + self._silence_s)
+            if trio.current_time() < self._heard_at + self._silence_s:
+                continue
+            self.counts["silences"] += 1
+            try:
+                if await self._rest.is_over(self._metadata.call_id):
+                    log.warning("the call is over at Twilio, which has not said so on the media socket")
+                    self._end = StreamEnd.STOPPED
+                    self.release()
+            except CarrierError as error:
+                log.warning("nothing comes from the carrier, and its API does not say why", reason=str(error))
+            await trio.sleep(self._silence_s)
+
+    # The line
+
+    async def hangup(self) -> None:
+        await self._rest.complete(self._metadata.call_id)

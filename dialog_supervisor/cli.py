@@ -1,0 +1,189 @@
+"""The command line: `dialogd` runs the supervisor, `dialogctl` asks a running one.
+
+Exit codes: 0 done, 1 refused or failed with a reason on stderr, 2 usage.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import msgspec
+import trio
+from cyclopts import App, CycloptsError, Parameter
+
+from dialog_supervisor import logs
+from dialog_supervisor.config import ConfigError, load
+from dialog_supervisor.generation import GenerationFailed
+
+CONFIG_VARIABLE = "DIALOG_CONFIG"  # how dialogctl's -c reaches the commands that other rooms add
+_COMMANDS = "dialogctl.commands"  # the entry points of those commands
+_DEFAULT_FILE = Path("dialog.toml")
+
+ConfigFile = Annotated[Path, Parameter(name=["-c", "--config"], env_var=CONFIG_VARIABLE)]
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+
+daemon = App(name="dialogd", help="Run the supervisor of telephone voice agents.", help_format="plaintext")
+control = App(name="dialogctl", help="Ask a running dialogd, or place calls to it.", help_format="plaintext")
+
+
+class Failed(Exception):
+    """The command cannot be done; the message says why, and what to do."""
+
+
+@daemon.default
+def run(*, config: ConfigFile = _DEFAULT_FILE) -> None:
+    """Take calls until SIGTERM or Ctrl-C.
+
+    Parameters
+    ----------
+    config
+        The configuration file.
+    """
+    from dialog_supervisor.supervisor import Supervisor  # noqa: PLC0415 - half a second that --help need not wait for
+
+    loaded = load(config)
+    logs.configure(loaded.log)
+
+    async def serve() -> None:
+        await Supervisor(loaded).run()
+
+    try:
+        trio.run(serve)
+    except* (ConfigError, GenerationFailed) as group:
+        raise _first(group) from None
+
+
+@control.meta.default
+def _launch(*tokens: Tokens, config: ConfigFile = _DEFAULT_FILE) -> Any:
+    """Ask a running dialogd, or place calls to it.
+
+    Parameters
+    ----------
+    config
+        The configuration file that dialogd runs with.
+    """
+    os.environ[CONFIG_VARIABLE] = str(config)
+    return control(tokens, exit_on_error=False, result_action="return_value")
+
+
+@control.command
+def status(*, json: AsJson = False) -> None:
+    """Show whether dialogd takes calls, and how many it has."""
+    found = _ask("GET", "/status")
+    if json:
+        _print_json(found)
+        return
+    print(
+        f"dialogd {found['version']}, process {found['pid']}, up {found['uptime_s']:.0f} s, generation {found['generation']}"
+    )
+    print("taking calls" if found["accepting"] else "not taking calls")
+    states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
+    print(f"{found['calls']} calls{f' ({states})' if states else ''}, {found['workers']} workers")
+
+
+@control.command
+def calls(*, json: AsJson = False) -> None:
+    """List the calls under way."""
+    found = _ask("GET", "/calls")
+    if json:
+        _print_json(found)
+        return
+    for one in found:
+        numbers = f"{one['caller']} -> {one['callee']}"
+        print(f"{one['id']}  {one['state']:<10} {one['seconds']:>7.1f} s  {numbers}  worker {one['worker_pid']}")
+    if not found:
+        print("no calls")
+
+
+@control.command(help_flags=())
+def call(*tokens: Tokens) -> Any:
+    """Show one call (dialogctl call ID), or place one (dialogctl call --help)."""
+    if len(tokens) in (1, 2) and not tokens[0].startswith("-") and set(tokens[1:]) <= {"--json"}:
+        found = _ask("GET", f"/calls/{tokens[0]}")
+        if "--json" in tokens:
+            _print_json(found)
+        else:
+            print("\n".join(f"{key:<12}{value}" for key, value in found.items()))
+        return 0
+    return _other_room("call")(tokens, exit_on_error=False, result_action="return_value")
+
+
+@control.command(name="load", help_flags=())
+def load_test(*tokens: Tokens) -> Any:
+    """Place many calls and measure (dialogctl load --help)."""
+    return _other_room("load")(tokens, exit_on_error=False, result_action="return_value")
+
+
+@control.command
+def hangup(call_id: str) -> None:
+    """End a call."""
+    _ask("POST", f"/calls/{call_id}/hangup")
+    print(f"{call_id} is ending")
+
+
+def _other_room(name: str) -> Callable[..., Any]:
+    """Return a command that an optional room adds. Raises `Failed` when what it needs is not installed."""
+    try:
+        [found] = entry_points(group=_COMMANDS, name=name)
+        app: Callable[..., Any] = found.load()
+    except (ImportError, ValueError) as error:
+        raise Failed(
+            f"dialogctl {name} needs the local providers ({error}); pip install 'dialog-supervisor[local]'"
+        ) from None
+    return app
+
+
+def _print_json(value: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def _ask(method: str, path: str) -> Any:
+    """Ask dialogd over its control socket. Raises `Failed`."""
+    config = load(os.environ[CONFIG_VARIABLE])
+    socket = config.control.socket
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://dialogd", timeout=10) as client:
+            response = client.request(method, path)
+    except httpx.HTTPError as error:
+        raise Failed(f"no dialogd answers at {socket} ({error}); start one with: dialogd -c {config.file}") from None
+    if response.is_error:
+        raise Failed(response.json().get("error", response.text))
+    return response.json()
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """Return one exception of a group of expected ones: they have the same cause."""
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+def _guarded(app: Callable[..., Any], name: str) -> int:
+    """Run a command; what is expected to fail says so in one sentence."""
+    try:
+        code = app(sys.argv[1:], exit_on_error=False, result_action="return_value")
+    except CycloptsError:  # already explained on stderr
+        return 2
+    except (ConfigError, Failed) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except GenerationFailed as error:
+        print(f"{name}: the agent cannot serve calls:\n\n{error}\n", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def dialogd() -> None:
+    """Entry point of `dialogd`."""
+    sys.exit(_guarded(daemon, "dialogd"))
+
+
+def dialogctl() -> None:
+    """Entry point of `dialogctl`."""
+    sys.exit(_guarded(control.meta, "dialogctl"))

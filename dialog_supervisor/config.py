@@ -1,0 +1,355 @@
+"""dialog.toml as typed sections: read once, checked completely, and refused with one sentence that says what to change.
+
+A secret is written as a reference: `env:NAME`, `file:PATH` or `credential:NAME` (a systemd credential); a plain value works
+for trying things out. A `.env` file beside the configuration is read too; the real environment wins over it.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from dotenv import dotenv_values
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+_SECRET_KEYS = re.compile(r"token|key|secret|password", re.IGNORECASE)
+_UNIX_SOCKET_PATH_BYTES = 107  # sun_path less its closing zero, unix(7)
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names file, key, value and remedy."""
+
+
+class Secret(str):
+    """A resolved secret. It never shows itself in a repr or a log."""
+
+    def __repr__(self) -> str:
+        return "'********'"
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the tables of dialog.toml: an unknown key is an error, not a silent default."""
+
+
+class GatewayConfig(Section, frozen=True, kw_only=True):
+    """`[gateway]`: the public listener, for webhooks and media sockets alike."""
+
+    listen: str = "127.0.0.1:8080"
+    """Address and port; put a TLS proxy in front, or give certificate and key."""
+    public_url: str
+    """Scheme, host and port as the carrier's console has them: signatures are computed from it, never from `Host`."""
+    certificate: str | None = None
+    """PEM file of the certificate chain, relative to dialog.toml; with `key`, the listener speaks TLS."""
+    key: str | None = None
+    """PEM file of the certificate's private key."""
+    request_size_limit: Count = 1_000_000
+    """Bytes of a webhook's body; more is answered 413."""
+    message_size_limit: Count = 65_536
+    """Bytes of one message on a media socket (a 20 ms frame takes about 300); more closes the socket with 1009."""
+    max_connections: Count = 2_000
+    """Connections open at a time; one more is answered 503."""
+    request_timeout: Seconds = 10.0
+    """Seconds for a request's header block, and again for its body; slower is answered 408."""
+    idle_timeout: Seconds = 60.0
+    """Seconds that a kept-alive connection may be silent between requests."""
+
+
+class TwilioConfig(Section, frozen=True, kw_only=True):
+    """`[twilio]`: the account whose calls are taken."""
+
+    account_sid: Annotated[str, Meta(pattern="^AC[0-9a-fA-F]{32}$")]
+    """The account's SID: AC and 32 hexadecimal digits."""
+    auth_token: Secret
+    """The account's primary auth token: it signs what Twilio sends, and is the password of the REST API."""
+    api_url: str = "https://api.twilio.com"
+    """Where the REST API is."""
+    timeout: Seconds = 10.0
+    """Seconds for one REST request."""
+
+
+class AgentConfig(Section, frozen=True, kw_only=True):
+    """`[agent]`: the code that talks."""
+
+    path: str
+    """The directory that the agent's code is imported from, relative to dialog.toml."""
+    entry: Annotated[str, Meta(pattern=r"^[\w.]+:\w+$")] = "agent:create"
+    """Module and function; it is called with the call's `VoIP` and returns the agent."""
+    python: str | None = None
+    """The interpreter to run it with, e.g. of a virtual environment of its own; by default this one."""
+    env: dict[str, Secret] = {}
+    """Environment variables for the agent; secrets by reference, as everywhere."""
+
+
+class CallsConfig(Section, frozen=True, kw_only=True):
+    """`[calls]`: how long each state of a call may take, in seconds."""
+
+    connect_timeout: Seconds = 30.0
+    """From the webhook's answer until the carrier has opened the media socket."""
+    reconnect_timeout: Seconds = 15.0
+    """From the loss of a media socket until the carrier has asked what to do and opened another."""
+    silence_timeout: Seconds = 10.0
+    """Without a message on the media socket; then the carrier is asked whether the call still lives."""
+    ending_timeout: Seconds = 10.0
+    """For the carrier to follow a call's end to its last word."""
+    max_duration: Seconds = 14_400.0
+    """For a whole call; Twilio's own default is four hours."""
+    shutdown_grace: Seconds = 5.0
+    """For a worker to leave once its call is over; then it is killed."""
+
+
+class FallbackConfig(Section, frozen=True, kw_only=True):
+    """`[fallback]`: what a caller gets whose agent is gone. `dial` wins over `say`; with neither, the call ends."""
+
+    say: str = "We are sorry, something went wrong. Please call again in a moment."
+    """Words for the carrier's own voice."""
+    dial: str | None = None
+    """A number (E.164) to connect the caller to."""
+
+
+class ControlConfig(Section, frozen=True, kw_only=True):
+    """`[control]`: where dialogctl finds dialogd."""
+
+    socket: Path = Path()
+    """A unix socket; by default $RUNTIME_DIRECTORY/control.sock, else one named for this configuration file."""
+
+
+class LogConfig(Section, frozen=True, kw_only=True):
+    """`[log]`: what is written to stderr."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    """`auto` is readable on a terminal and JSON lines elsewhere."""
+    level: Literal["debug", "info", "notice", "warning", "error"] = "info"
+    transcripts: bool = False
+    """Whether what is said may appear in the log."""
+
+
+class Tables(Section, frozen=True, kw_only=True):
+    """All that dialog.toml may say."""
+
+    gateway: GatewayConfig
+    twilio: TwilioConfig
+    agent: AgentConfig
+    calls: CallsConfig = CallsConfig()
+    fallback: FallbackConfig = FallbackConfig()
+    control: ControlConfig = ControlConfig()
+    log: LogConfig = LogConfig()
+
+
+class Config(Tables, frozen=True, kw_only=True):
+    """dialog.toml with where it was found: `file`, and the environment that its references were resolved in."""
+
+    file: Path
+    environ: Mapping[str, str]
+
+    @property
+    def agent_path(self) -> Path:
+        """The agent's directory, absolute."""
+        return self.file.parent / self.agent.path
+
+    def agent_environ(self) -> dict[str, str]:
+        """The environment of the processes that run agent code: without anything that holds a secret of the carrier.
+
+        Also what systemd gave this process alone (its notify socket, listeners and credentials) stays here.
+        """
+        secret = self.twilio.auth_token
+        kept = {
+            name: value
+            for name, value in self.environ.items()
+            if secret not in value
+            and not name.startswith(("TWILIO_", "TELNYX_", "LISTEN_"))
+            and name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
+        }
+        return kept | {name: str(value) for name, value in self.agent.env.items()}
+
+
+def load(file: Path | str, environ: Mapping[str, str] | None = None) -> Config:
+    """Read and check a configuration. Raises `ConfigError`."""
+    path = Path(file).absolute()
+    tables = _parse(path)
+    surroundings = _surroundings(path, os.environ if environ is None else environ)
+    try:
+        said = msgspec.convert(tables, Tables, dec_hook=_Resolver(path, surroundings))
+    except msgspec.ValidationError as error:
+        raise _explain(path, tables, str(error)) from None
+    control = ControlConfig(socket=_control_socket(path, said.control.socket, surroundings))
+    sections = {name: getattr(said, name) for name in Tables.__struct_fields__} | {"control": control}
+    config = Config(**sections, file=path, environ=surroundings)
+    _check(path, config)
+    return config
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port` or `[v6]:port`. Raises ValueError."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 0xFFFF:
+        raise ValueError(address)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; name your configuration with -c FILE") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+
+
+def _surroundings(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment, completed by what `.env` beside the configuration says."""
+    written = {name: value for name, value in dotenv_values(path.parent / ".env").items() if value is not None}
+    return written | dict(environ)
+
+
+class _Resolver:
+    """Turns what TOML cannot say, secrets and paths, into values while msgspec converts the tables."""
+
+    def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
+        self._path = path
+        self._environ = environ
+
+    def __call__(self, kind: type, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+        if kind is Secret:
+            return Secret(self._secret(value))
+        if kind is Path:
+            return self._path.parent / Path(value).expanduser()
+        raise NotImplementedError(kind)
+
+    def _secret(self, reference: str) -> str:
+        scheme, _, name = reference.partition(":")
+        match scheme:
+            case "env":
+                value = self._environ.get(name, "")
+                if not value:
+                    raise ValueError(
+                        f"the environment variable {name} is not set; set it, or put it in {self._path.parent / '.env'}"
+                    )
+                return value
+            case "file":
+                return self._read(self._path.parent / Path(name).expanduser())
+            case "credential":
+                directory = self._environ.get("CREDENTIALS_DIRECTORY")
+                if not directory:
+                    raise ValueError(
+                        "there is no CREDENTIALS_DIRECTORY; run under systemd with LoadCredential=, or use env: or file:"
+                    )
+                return self._read(Path(directory) / name)
+            case _:
+                if not reference:
+                    raise ValueError("it is empty; write env:NAME, file:PATH, credential:NAME, or the value")
+                return reference
+
+    def _read(self, file: Path) -> str:
+        try:
+            value = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        if not value:
+            raise ValueError(f"{file} is empty")
+        return value
+
+
+def _explain(path: Path, tables: dict[str, Any], reason: str) -> ConfigError:
+    """Say msgspec's complaint in the file's own terms: its keys, the value found, and what was probably meant."""
+    message, _, where = reason.partition(" - at `$")
+    key = where.rstrip("`").strip(".").replace("[...]", "")
+    if missing := re.search(r"missing required field `(\w+)`", message):
+        name = f"{key}.{missing[1]}".strip(".")
+        return ConfigError(f"{path}: {name} is missing; add it{_example(name)}")
+    if unknown := re.search(r"unknown field `(\w+)`", message):
+        name = f"{key}.{unknown[1]}".strip(".")
+        near = difflib.get_close_matches(unknown[1], _known(key), n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(_known(key))}"
+        return ConfigError(f"{path}: {name} is not a known key; {remedy}")
+    value: Any = tables
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    shown = "" if _SECRET_KEYS.search(key) or value is None else f" = {value!r}"
+    return ConfigError(f"{path}: {key}{shown}: {message[:1].lower()}{message[1:]}")
+
+
+def _known(key: str) -> list[str]:
+    section: Any = Tables
+    for part in filter(None, key.split(".")):
+        section = next((info.type for info in msgspec.structs.fields(section) if info.encode_name == part), Section)
+    return list(section.__struct_fields__)
+
+
+def _example(name: str) -> str:
+    examples = {
+        "gateway": ', for example:\n[gateway]\npublic_url = "https://voice.example.com"',
+        "gateway.public_url": ', for example: public_url = "https://voice.example.com"',
+        "twilio": ', for example:\n[twilio]\naccount_sid = "AC…"\nauth_token = "env:TWILIO_AUTH_TOKEN"',
+        "twilio.auth_token": ', for example: auth_token = "env:TWILIO_AUTH_TOKEN"',
+        "agent": ', for example:\n[agent]\npath = "."\nentry = "agent:create"',
+    }
+    return examples.get(name, "")
+
+
+def _check(path: Path, config: Config) -> None:
+    """Refuse what has the right type and still cannot work."""
+
+    def refuse(key: str, value: object, why: str) -> ConfigError:
+        return ConfigError(f"{path}: {key} = {str(value)!r}: {why}")
+
+    try:
+        split_address(config.gateway.listen)
+    except ValueError:
+        raise refuse(
+            "gateway.listen", config.gateway.listen, 'is not an address and a port, such as "127.0.0.1:8080"'
+        ) from None
+    public = _split(config.gateway.public_url)
+    if public is None or public.path.rstrip("/") or public.query or public.fragment:
+        wanted = 'must be a bare origin, such as "https://voice.example.com"'
+        raise refuse("gateway.public_url", config.gateway.public_url, wanted)
+    if _split(config.twilio.api_url) is None:
+        raise refuse("twilio.api_url", config.twilio.api_url, "must be an http or https URL")
+    if (config.gateway.certificate is None) != (config.gateway.key is None):
+        raise refuse("gateway.certificate", config.gateway.certificate, "certificate and key go together")
+    for key, name in (("gateway.certificate", config.gateway.certificate), ("gateway.key", config.gateway.key)):
+        if name is not None and not (path.parent / name).is_file():
+            raise refuse(key, name, f"there is no file {path.parent / name}")
+    if not config.agent_path.is_dir():
+        missing = f"there is no directory {config.agent_path}; the path is relative to {path.name}"
+        raise refuse("agent.path", config.agent.path, missing)
+    if config.fallback.dial is not None and not re.fullmatch(r"\+[1-9]\d{6,14}", config.fallback.dial):
+        raise refuse("fallback.dial", config.fallback.dial, 'is not an E.164 number, such as "+15551234567"')
+
+
+def _split(url: str) -> Any:
+    """Return the parts of an http(s) URL with a host and a usable port, or None."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return None
+    return parts if usable and not parts.username else None
+
+
+def _control_socket(path: Path, given: Path, environ: Mapping[str, str]) -> Path:
+    """Return where the control socket is: as configured, as systemd says, or in a directory for this user alone."""
+    if given != Path():
+        socket = given
+    elif runtime := environ.get("RUNTIME_DIRECTORY"):
+        socket = Path(runtime.split(":")[0]) / "control.sock"
+    else:
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        socket = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"dialog-{os.getuid()}" / f"{name}.sock"
+    if len(os.fsencode(socket)) > _UNIX_SOCKET_PATH_BYTES:
+        limit = f"a unix socket's path has at most {_UNIX_SOCKET_PATH_BYTES} bytes; choose a shorter one"
+        raise ConfigError(f"{path}: control.socket = '{socket}': {limit}")
+    return socket

@@ -1,0 +1,125 @@
+"""The control API: dialogd's state and calls as JSON over a unix socket that only its user can open."""
+
+import os
+import stat
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from dialog_supervisor.call import Call
+from dialog_supervisor.config import ConfigError
+from dialog_supervisor.logs import mask
+
+_KEEP_ALIVE_S = 3600.0  # a watcher of a call reads for as long as the call lasts
+
+
+class Controlled(Protocol):
+    """What the control API asks of the supervisor."""
+
+    def status(self) -> dict[str, Any]:
+        """Return dialogd's state in figures."""
+
+    def calls(self) -> Sequence[Call]:
+        """Return the calls that have not ended."""
+
+    def find(self, call_id: str) -> Call | None:
+        """Return the call of this id, if it has not ended."""
+
+
+def control_app(controlled: Controlled) -> Starlette:
+    """Return the API as an ASGI application."""
+
+    def found(request: Request) -> Call | Response:
+        call_id = request.path_params["call_id"]
+        call = controlled.find(call_id)
+        return call or JSONResponse({"error": f"there is no call {call_id}; see dialogctl calls"}, 404)
+
+    async def status(_: Request) -> Response:
+        return JSONResponse(controlled.status())
+
+    async def calls(_: Request) -> Response:
+        return JSONResponse([describe(call) for call in controlled.calls()])
+
+    async def one_call(request: Request) -> Response:
+        call = found(request)
+        return call if isinstance(call, Response) else JSONResponse(describe(call))
+
+    async def events(request: Request) -> Response:
+        call = found(request)
+        return call if isinstance(call, Response) else StreamingResponse(_steps(call), media_type="application/x-ndjson")
+
+    async def hangup(request: Request) -> Response:
+        call = found(request)
+        if isinstance(call, Response):
+            return call
+        call.end("hung up by the operator")
+        return JSONResponse(describe(call))
+
+    return Starlette(
+        routes=[
+            Route("/status", status),
+            Route("/calls", calls),
+            Route("/calls/{call_id}", one_call),
+            Route("/calls/{call_id}/events", events),
+            Route("/calls/{call_id}/hangup", hangup, methods=["POST"]),
+        ]
+    )
+
+
+def describe(call: Call) -> dict[str, Any]:
+    """Return what an operator may know of a call; numbers masked."""
+    return {
+        "id": call.id,
+        "state": call.state.value,
+        "caller": mask(call.metadata.caller),
+        "callee": mask(call.metadata.callee),
+        "seconds": round(trio.current_time() - call.started_at, 1),
+        "generation": call.generation,
+        "worker_pid": call.worker.pid or None,
+        "counts": dict(call.leg.counts),
+    }
+
+
+async def _steps(call: Call) -> AsyncIterator[bytes]:
+    with call.watch() as steps:
+        async for step in steps:
+            yield msgspec.json.encode(step) + b"\n"
+
+
+def private_directory(directory: Path) -> None:
+    """Make the control socket's directory, for this user alone. Raises `ConfigError` if it is somebody else's."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.stat(follow_symlinks=False)
+    except OSError as error:
+        raise ConfigError(f"control.socket: {directory} cannot be made: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.getuid(), 0):
+        raise ConfigError(f"control.socket: {directory} belongs to another user; choose a path of your own")
+
+
+async def serve_control(
+    controlled: Controlled, path: Path, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve the API on a unix socket until cancelled, and leave no socket behind."""
+    private_directory(path.parent)
+    config = HypercornConfig()
+    config.bind = [f"unix:{path}"]
+    config.umask = 0o077
+    config.accesslog = config.errorlog = None
+    config.keep_alive_timeout = _KEEP_ALIVE_S
+    config.graceful_timeout = 0
+    try:
+        await serve(control_app(controlled), config, mode="asgi", task_status=task_status)  # type: ignore[arg-type]
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)

@@ -1,0 +1,198 @@
+"""One version of the agent's code: the template process that has imported it, and the workers forked from it."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+import trio
+
+from dialog_supervisor.config import Config
+from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ready, Report
+from dialog_supervisor.worker import Worker
+from protocol.messages import PROTOCOL_VERSION
+
+START_TIMEOUT_S = 60.0  # for the agent's imports
+FORK_TIMEOUT_S = 5.0
+_RESTART_PAUSE_S = 1.0
+_TEMPLATE = ("-m", "dialog_supervisor.template")
+
+log = structlog.get_logger("generation")
+_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+class GenerationFailed(Exception):
+    """The agent's code cannot serve calls; the message is for its author."""
+
+
+class NoWorker(Exception):
+    """No worker could be forked."""
+
+
+class Generation:
+    """The agent's code as it was when this generation began, able to fork a worker for a call."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        self.name = name
+        self._config = config
+        self._control: socket.socket | None = None
+        self._forking: dict[str, _Pending] = {}
+        self._workers: dict[int, Worker] = {}
+
+    @property
+    def workers(self) -> int:
+        """How many workers of this generation are alive."""
+        return len(self._workers)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a template alive. Raises `GenerationFailed` if its first start fails; later deaths are mended."""
+        async with self._template() as control:
+            task_status.started()
+            await self._listen(control)
+        while True:
+            log.error("the template process died and is started again; calls under way go on", generation=self.name)
+            await trio.sleep(_RESTART_PAUSE_S)
+            try:
+                async with self._template() as control:
+                    await self._listen(control)
+            except GenerationFailed as error:
+                log.error("the agent's code cannot be imported any more", reason=str(error))
+
+    @asynccontextmanager
+    async def _template(self) -> AsyncIterator[socket.socket]:
+        """Start a template, yield its control socket when the agent is imported, and end it."""
+        agent = self._config.agent
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        python = str(self._config.file.parent / agent.python) if agent.python else sys.executable
+        with ours:
+            with theirs:
+                arguments = [str(theirs.fileno()), str(self._config.agent_path.resolve()), agent.entry, self.name]
+                process = await self._spawn([python, *_TEMPLATE, *arguments], theirs.fileno())
+            try:
+                await self._ready(ours)
+                self._control = ours
+                yield ours
+            finally:
+                self._control = None
+                self._abandon()
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+
+    async def _spawn(self, command: list[str], control_fd: int) -> trio.Process:
+        environ = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | self._config.agent_environ()
+        try:
+            return await trio.lowlevel.open_process(
+                command, stdin=subprocess.DEVNULL, env=environ, pass_fds=[control_fd], start_new_session=True
+            )
+        except OSError as error:
+            raise GenerationFailed(f"agent.python: {command[0]} cannot be run: {error.strerror}") from None
+
+    async def _ready(self, control: socket.socket) -> None:
+        report = None
+        with trio.move_on_after(START_TIMEOUT_S) as patience:
+            report, _ = await _receive(control)
+        if patience.cancelled_caught:
+            raise GenerationFailed(f"importing {self._config.agent.entry} takes over {START_TIMEOUT_S:g} s")
+        match report:
+            case Ready(version=version) if version == PROTOCOL_VERSION:
+                return
+            case Ready(version=version):
+                raise GenerationFailed(
+                    f"the agent's interpreter has protocol version {version}, dialogd {PROTOCOL_VERSION}; "
+                    "install the same dialog-supervisor in both"
+                )
+            case Failed(reason=reason):
+                raise GenerationFailed(reason)
+            case _:
+                raise GenerationFailed("the template process ended before it was ready; its last words are above")
+
+    async def _listen(self, control: socket.socket) -> None:
+        while True:
+            report, fds = await _receive(control)
+            match report:
+                case Forked(call_id=call_id, pid=pid) if pending := self._forking.pop(call_id, None):
+                    pending.worker.forked(pid, fds.pop())
+                    self._workers[pid] = pending.worker
+                    pending.done.set()
+                case ForkFailed(call_id=call_id, reason=reason) if pending := self._forking.pop(call_id, None):
+                    pending.failure = reason
+                    pending.done.set()
+                case Exited(pid=pid, code=code) if worker := self._workers.get(pid):
+                    worker.reported(code)
+                case None:
+                    return
+            for fd in fds:  # of a fork that nobody waits for any more
+                os.close(fd)
+
+    def _abandon(self) -> None:
+        for pending in self._forking.values():
+            pending.failure = "the template process died"
+            pending.done.set()
+        self._forking.clear()
+
+    @asynccontextmanager
+    async def worker(self, worker: Worker) -> AsyncIterator[None]:
+        """Fork the process of `worker`, and be its supervisor inside the block. Raises `NoWorker`."""
+        await self._fork(worker)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.run)
+                yield
+                nursery.cancel_scope.cancel()
+        finally:
+            self._workers.pop(worker.pid, None)
+
+    async def _fork(self, worker: Worker) -> None:
+        if self._control is None:
+            raise NoWorker("the template process is being started")
+        pending = self._forking[worker.call_id] = _Pending(worker)
+        try:
+            with trio.move_on_after(FORK_TIMEOUT_S):
+                await self._ask(self._control, worker)
+                await pending.done.wait()
+        except OSError as error:
+            raise NoWorker(f"the template process does not answer: {error.strerror}") from error
+        finally:
+            self._forking.pop(worker.call_id, None)
+        if not pending.done.is_set():
+            raise NoWorker(f"the template process does not answer within {FORK_TIMEOUT_S:g} s")
+        if pending.failure:
+            raise NoWorker(pending.failure)
+
+    async def _ask(self, control: socket.socket, worker: Worker) -> None:
+        packet = msgspec.msgpack.encode(Fork(worker.call_id))
+        while True:
+            try:
+                socket.send_fds(control, [packet], [worker.theirs.fileno()])
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(control.fileno())
+            else:
+                return
+
+
+class _Pending:
+    """A fork asked for and not yet answered."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.done = trio.Event()
+        self.failure = ""
+
+
+async def _receive(control: socket.socket) -> tuple[Report | None, list[int]]:
+    """Return the next report and the descriptors that came with it; None when the template is gone."""
+    while True:
+        await trio.lowlevel.wait_readable(control.fileno())
+        try:
+            data, fds, _, _ = socket.recv_fds(control, MAX_PACKET_BYTES, 1)
+        except BlockingIOError:
+            continue
+        except ConnectionError:
+            return None, []
+        return (_decoder.decode(data) if data else None), fds

@@ -1,0 +1,175 @@
+"""The tree: one nursery holds the listeners, the generation and the calls, and ends them in the right order."""
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import httpx
+import structlog
+import trio
+
+from dialog_supervisor.call import Call, State
+from dialog_supervisor.carriers.twilio.gateway import PREFIX as TWILIO_PREFIX
+from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
+from dialog_supervisor.carriers.twilio.rest import TwilioRest
+from dialog_supervisor.config import Config, ConfigError, split_address
+from dialog_supervisor.control.app import Controlled, serve_control
+from dialog_supervisor.generation import Generation
+from dialog_supervisor.http import Listener, Request, Response, Upgrade
+from protocol.messages import Metadata
+
+_BACKLOG = 1024  # connections that the kernel may hold while the loop is busy
+
+log = structlog.get_logger("dialogd")
+
+
+class Supervisor(Controlled):
+    """Owns the phone lines: admits calls, knows them by id and by token, and runs each in a task of its own."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._calls: dict[str, Call] = {}
+        self._generation = Generation(config, "1")
+        self._nursery: trio.Nursery | None = None
+        self._accepting = False
+        self._call_ended = trio.Event()
+        self._started_at = trio.current_time()
+        self._listener: Listener | None = None
+
+    async def run(self) -> None:
+        """Serve until told to stop. Raises `ConfigError` or `GenerationFailed` when it cannot start."""
+        tls, listening = _tls(self._config), _listen(self._config)
+        become_subreaper()
+        async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
+            with listening:
+                await nursery.start(self._generation.run)
+                gateway = TwilioGateway(self._config, self, TwilioRest(self._config.twilio, http))
+                self._listener = Listener(self._config.gateway, partial(self._handle, gateway), tls)
+                nursery.start_soon(self._listener.serve, listening)
+                await nursery.start(serve_control, self, self._config.control.socket)
+                async with trio.open_nursery() as calls:
+                    self._nursery, self._accepting = calls, True
+                    host, port = listening.getsockname()[:2]
+                    log.info("ready", listen=f"{host}:{port}", public_url=self._config.gateway.public_url, pid=os.getpid())
+                    await self._until_told_to_stop(calls)
+                nursery.cancel_scope.cancel()
+        log.info("stopped")
+
+    async def _handle(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
+        if request.path.startswith(TWILIO_PREFIX):
+            return await gateway.handle(request)
+        if request.path == "/healthz" and request.method in ("GET", "HEAD"):
+            return Response(200, "ok\n") if self._accepting else Response(503, "stopping\n")
+        return Response(404, "there is nothing here\n")
+
+    async def _until_told_to_stop(self, calls: trio.Nursery) -> None:
+        """Wait for SIGTERM or SIGINT, end the calls politely, and return; a second signal ends them at once."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            number = await anext(signals)
+            self._accepting = False
+            log.info("stopping", signal=signal.Signals(number).name, calls=len(self._calls))
+            for call in tuple(self._calls.values()):
+                call.end("dialogd is stopping", fallback=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_quiet, nursery.cancel_scope)
+                number = await anext(signals)
+                log.warning("stopping now", signal=signal.Signals(number).name, calls=len(self._calls))
+                calls.cancel_scope.cancel()
+
+    async def _until_quiet(self, scope: trio.CancelScope) -> None:
+        while self._calls:
+            self._call_ended = trio.Event()
+            await self._call_ended.wait()
+        scope.cancel()
+
+    # For the gateways
+
+    def admit(self, metadata: Metadata, make_leg: MakeLeg) -> Call | None:
+        """Begin a call, or return None when none is taken now."""
+        if not self._accepting or self._nursery is None:
+            return None
+        call = Call(metadata, make_leg, self._generation, self._config.calls)
+        self._calls[call.id] = call
+        self._nursery.start_soon(self._run_call, call)
+        return call
+
+    async def _run_call(self, call: Call) -> None:
+        try:
+            await call.run()
+        except Exception:  # a call's boundary: what goes wrong in one must not end the others
+            log.exception("call failed", call=call.id)
+        finally:
+            del self._calls[call.id]
+            self._call_ended.set()
+
+    def find(self, call_id: str) -> Call | None:
+        """Return the call of this id, if it has not ended."""
+        return self._calls.get(call_id)
+
+    def claim(self, token: str) -> Call | None:
+        """Return the call whose media socket this token opens, once."""
+        return next((call for call in self._calls.values() if call.claim(token)), None)
+
+    # For the control API
+
+    def calls(self) -> Sequence[Call]:
+        """Return the calls that have not ended."""
+        return tuple(self._calls.values())
+
+    def status(self) -> dict[str, Any]:
+        """Return dialogd's state in figures."""
+        states = Counter(call.state.value for call in self._calls.values())
+        return {
+            "version": version("dialog-supervisor"),
+            "pid": os.getpid(),
+            "uptime_s": round(trio.current_time() - self._started_at, 1),
+            "accepting": self._accepting,
+            "calls": len(self._calls),
+            "states": {state.value: states[state.value] for state in State if state is not State.ENDED},
+            "workers": self._generation.workers,
+            "connections": self._listener.connections if self._listener else 0,
+            "generation": self._generation.name,
+        }
+
+
+def _listen(config: Config) -> socket.socket:
+    host, port = split_address(config.gateway.listen)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        reason = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        raise ConfigError(f"{config.file}: gateway.listen = {config.gateway.listen!r}: {reason}") from None
+    listening.setblocking(False)
+    return listening
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    if config.gateway.certificate is None or config.gateway.key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    directory = config.file.parent
+    try:
+        context.load_cert_chain(directory / config.gateway.certificate, directory / config.gateway.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{config.file}: gateway.certificate and gateway.key do not load: {error}") from None
+    return context
+
+
+def become_subreaper() -> None:
+    """Have the kernel give this process the workers whose template dies, so that their exit is still seen (prctl(2))."""
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)

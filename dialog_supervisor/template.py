@@ -1,0 +1,215 @@
+"""The template: a process that has imported the agent's code once, and forks a worker for each call.
+
+It runs no event loop and one thread, because a fork copies only the thread that forks. It is spoken to over a SOCK_SEQPACKET
+socket: a `Fork` comes with the worker's end of a link as SCM_RIGHTS, the `Forked` that answers it with the child's pidfd.
+The interpreter may be another than the supervisor's; nothing here needs more than the standard library, msgspec and
+`dialog_worker`, which is found by name, as the agent is.
+"""
+
+import faulthandler
+import gc
+import importlib
+import os
+import selectors
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import msgspec
+
+from protocol.messages import PROTOCOL_VERSION
+
+_WORKER = "dialog_worker.main"  # by name: the supervisor's rooms do not import the worker's
+MAX_PACKET_BYTES = 64 << 10
+_TRACEBACK_CHARACTERS = 16_000
+_STDERR_FD = 2
+
+Create: TypeAlias = Callable[[Any], Any]
+Run: TypeAlias = Callable[[socket.socket, Create, str, str], int]  # link, entry, generation, call id -> exit code
+
+
+class Fork(msgspec.Struct, tag=True):
+    """Fork a worker for this call."""
+
+    call_id: str
+
+
+class Ready(msgspec.Struct, tag=True):
+    """The agent's code is imported."""
+
+    version: int
+
+
+class Failed(msgspec.Struct, tag=True):
+    """The agent's code cannot serve calls; the template exits."""
+
+    reason: str
+
+
+class Forked(msgspec.Struct, tag=True):
+    """A worker runs; its pidfd comes along."""
+
+    call_id: str
+    pid: int
+
+
+class ForkFailed(msgspec.Struct, tag=True):
+    """No worker could be forked for this call."""
+
+    call_id: str
+    reason: str
+
+
+class Exited(msgspec.Struct, tag=True):
+    """A worker is gone: its exit code, or the negative number of the signal that ended it."""
+
+    pid: int
+    code: int
+
+
+Report: TypeAlias = Ready | Failed | Forked | ForkFailed | Exited
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Unforkable(Exception):
+    """The agent's import left something behind that a fork would break."""
+
+
+def load_entry(entry: str) -> Any:
+    """Return what `module:name` names. Raises whatever importing the module raises, or AttributeError."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def explain(error: BaseException, directory: Path) -> str:
+    """Return a traceback for the agent's author: it begins at the first frame in the agent's own directory."""
+    found = traceback.TracebackException.from_exception(error, capture_locals=False)
+    inside = [index for index, frame in enumerate(found.stack) if Path(frame.filename).is_relative_to(directory)]
+    if inside:
+        del found.stack[: inside[0]]
+    elif not isinstance(error, SyntaxError):
+        found.stack.clear()
+    return "".join(found.format())[-_TRACEBACK_CHARACTERS:].rstrip()
+
+
+def check_forkable(known: set[int]) -> None:
+    """Refuse threads and open sockets: a forked child has the threads' locks without the threads, and shares the sockets."""
+    if threads := [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]:
+        raise Unforkable(f"importing the agent started threads ({', '.join(threads)}); start them in the agent's run()")
+    if (count := len(os.listdir("/proc/self/task"))) > 1:
+        raise Unforkable(
+            f"importing the agent started {count - 1} native threads; libraries that compute usually have a setting, "
+            'such as [agent.env] OMP_NUM_THREADS = "1"'
+        )
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > _STDERR_FD and int(name) not in known:
+            with suppress(FileNotFoundError):  # the listing's own descriptor is gone by now
+                target = os.readlink(f"/proc/self/fd/{name}")
+                if target.startswith("socket:"):
+                    raise Unforkable("importing the agent opened a network connection; open it in the agent's run()")
+
+
+class Template:
+    """Forks on request and reports what became of the children, until the supervisor closes its end."""
+
+    def __init__(self, control: socket.socket, create: Create, run: Run, generation: str) -> None:
+        self._control = control
+        self._create = create
+        self._run = run
+        self._generation = generation
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        self._children: dict[int, int] = {}  # pidfd -> pid
+
+    def serve(self) -> None:
+        """Serve until the supervisor is gone. Workers under way go on; the closed link tells them the same."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd != self._control.fileno():
+                    self._reap(key.fd)
+                elif not self._request():
+                    return
+
+    def _request(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, 1)
+        if not data:
+            return False
+        request = msgspec.msgpack.decode(data, type=Fork)
+        link = socket.socket(fileno=fds[0])
+        with link:
+            try:
+                check_forkable({self._control.fileno(), link.fileno()})
+                pid = os.fork()
+            except (OSError, Unforkable) as error:
+                self._control.send(_encode(ForkFailed(request.call_id, str(error))))
+                return True
+            if pid == 0:
+                self._become_worker(link, request.call_id)
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = pid
+        self._selector.register(pidfd, selectors.EVENT_READ)
+        socket.send_fds(self._control, [_encode(Forked(request.call_id, pid))], [pidfd])
+        return True
+
+    def _become_worker(self, link: socket.socket, call_id: str) -> NoReturn:
+        """Be the child: keep the link and nothing else of the template's, serve the call, exit."""
+        code = 1
+        try:
+            os.setsid()
+            self._selector.close()
+            self._control.close()
+            for pidfd in self._children:
+                os.close(pidfd)
+            code = self._run(link, self._create, self._generation, call_id)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _reap(self, pidfd: int) -> None:
+        pid = self._children.pop(pidfd)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._control.send(_encode(Exited(pid, os.waitstatus_to_exitcode(status))))
+
+
+def prepare(directory: Path, entry: str) -> tuple[Create, Run]:
+    """Import everything that a call needs, so that a fork has it already. Raises what the agent's code raises."""
+    worker = importlib.import_module(_WORKER)
+    worker.prepare()
+    sys.path.insert(0, str(directory))
+    create = load_entry(entry)
+    if not callable(create):
+        raise TypeError(f"{entry} is {type(create).__name__}, not a function that takes a VoIP and returns an Agent")
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, the pages that all workers share
+    return create, worker.run
+
+
+def main() -> int:
+    """Serve as the template: `python -m dialog_supervisor.template CONTROL_FD DIRECTORY ENTRY GENERATION`."""
+    control_fd, directory, entry, generation = sys.argv[1:]
+    faulthandler.enable()
+    with socket.socket(fileno=int(control_fd)) as control:
+        try:
+            create, run = prepare(Path(directory), entry)
+            check_forkable({control.fileno()})
+        except Unforkable as error:
+            control.send(_encode(Failed(str(error))))
+        except BaseException as error:  # noqa: BLE001 - whatever the author's code does, sys.exit included, is reported to them
+            control.send(_encode(Failed(explain(error, Path(directory)))))
+        else:
+            control.send(_encode(Ready(PROTOCOL_VERSION)))
+            Template(control, create, run, generation).serve()
+            return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""One call's worker process seen from outside: its link, its heartbeat, its end."""
+
+import os
+import signal
+import socket
+from contextlib import suppress
+
+import structlog
+import trio
+
+from protocol.link import Link, LinkClosed, OutboxFull
+from protocol.messages import Command, Shutdown
+
+HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
+_STATUS_GRACE_S = 0.5  # for the template's report to follow the pidfd's
+
+log = structlog.get_logger("worker")
+
+
+class Worker:
+    """A worker from before its process exists until after it is gone.
+
+    The link works from the start: what is posted to it waits in the kernel for the process to be forked.
+    """
+
+    def __init__(self, generation: str, call_id: str) -> None:
+        mine, self._theirs = socket.socketpair()
+        self.link: Link[Command] = Link(mine, Command)
+        self.link.introduce(generation, call_id)
+        self.call_id = call_id
+        self.pid = 0
+        self.exited = trio.Event()
+        self.exit_code: int | None = None
+        self._reported = trio.Event()
+        self._pidfd = -1
+        self._heard_at = 0.0
+
+    @property
+    def theirs(self) -> socket.socket:
+        """The worker's end of the link, to be handed to its process and then closed here."""
+        return self._theirs
+
+    def forked(self, pid: int, pidfd: int) -> None:
+        """The process exists."""
+        self.pid, self._pidfd = pid, pidfd
+        self._theirs.close()
+
+    def reported(self, exit_code: int) -> None:
+        """The template says how the process ended."""
+        self.exit_code = exit_code
+        self._reported.set()
+
+    def heartbeat(self) -> None:
+        """The worker's event loop turned."""
+        self._heard_at = trio.current_time()
+
+    async def run(self) -> None:
+        """Serve the link and watch the process until it is gone."""
+        self.heartbeat()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.link.run)
+            nursery.start_soon(self._watch_heartbeat)
+            await trio.lowlevel.wait_readable(self._pidfd)
+            with trio.move_on_after(_STATUS_GRACE_S):
+                await self._reported.wait()
+            if self.exit_code is None:
+                self._reap()
+            self.exited.set()
+            nursery.cancel_scope.cancel()
+
+    def _reap(self) -> None:
+        """Collect the exit status here: the template died first, so the worker became our child."""
+        with suppress(ChildProcessError):
+            if found := os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG):
+                self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+    async def _watch_heartbeat(self) -> None:
+        while (late := self._heard_at + HEARTBEAT_LIMIT_S) > trio.current_time():  # noqa: ASYNC110 - not polling
+            await trio.sleep_until(late)
+        log.error("worker hangs and is killed", pid=self.pid, silent_s=HEARTBEAT_LIMIT_S)
+        self.kill()
+
+    async def stop(self, reason: str, grace_s: float) -> None:
+        """Ask the worker to leave, and kill it when it has not left within `grace_s`."""
+        if self._pidfd == -1:
+            return
+        with suppress(LinkClosed, OutboxFull):
+            self.link.post(Shutdown(reason, grace_s))
+        with trio.move_on_after(grace_s):
+            await self.exited.wait()
+            return
+        log.warning("worker did not leave and is killed", pid=self.pid, grace_s=grace_s)
+        self.kill()
+        await self.exited.wait()
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._pidfd != -1 and not self.exited.is_set():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Give back what this end holds. A process that still lives sees its link end, and is killed."""
+        self.kill()
+        self.link.close()
+        self._theirs.close()
+        if self._pidfd != -1:
+            os.close(self._pidfd)
+            self._pidfd = -1

@@ -1,0 +1,69 @@
+"""What runs inside a call's worker, and what an agent's author imports.
+
+Names are loaded when they are first asked for: an agent without a language model does not pay for one in memory.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dialog_worker.agent.base import Agent, ProviderFailed
+    from dialog_worker.agent.openai import OpenAIAgent
+    from dialog_worker.agent.tools import tool
+    from dialog_worker.participant import ProviderError, Word
+    from dialog_worker.stt.base import STT
+    from dialog_worker.stt.deepgram import DeepgramSTT
+    from dialog_worker.tts.base import TTS
+    from dialog_worker.tts.cartesia import CartesiaTTS
+    from dialog_worker.voip import RequestFailed, VoIP
+    from protocol.messages import Dtmf, Media, Message, MessageDispatched, Metadata, StreamingStarted, StreamingStopped
+
+_HOMES = {
+    "Agent": "dialog_worker.agent.base",
+    "CartesiaTTS": "dialog_worker.tts.cartesia",
+    "DeepgramSTT": "dialog_worker.stt.deepgram",
+    "Dtmf": "protocol.messages",
+    "Media": "protocol.messages",
+    "Message": "protocol.messages",
+    "MessageDispatched": "protocol.messages",
+    "Metadata": "protocol.messages",
+    "OpenAIAgent": "dialog_worker.agent.openai",
+    "ProviderError": "dialog_worker.participant",
+    "ProviderFailed": "dialog_worker.agent.base",
+    "RequestFailed": "dialog_worker.voip",
+    "STT": "dialog_worker.stt.base",
+    "StreamingStarted": "protocol.messages",
+    "StreamingStopped": "protocol.messages",
+    "TTS": "dialog_worker.tts.base",
+    "VoIP": "dialog_worker.voip",
+    "Word": "dialog_worker.participant",
+    "tool": "dialog_worker.agent.tools",
+}
+
+__all__ = [
+    "STT",
+    "TTS",
+    "Agent",
+    "CartesiaTTS",
+    "DeepgramSTT",
+    "Dtmf",
+    "Media",
+    "Message",
+    "MessageDispatched",
+    "Metadata",
+    "OpenAIAgent",
+    "ProviderError",
+    "ProviderFailed",
+    "RequestFailed",
+    "StreamingStarted",
+    "StreamingStopped",
+    "VoIP",
+    "Word",
+    "tool",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dialog_worker' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

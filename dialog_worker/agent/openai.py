@@ -1,0 +1,254 @@
+"""An agent that thinks with a chat-completions model: OpenAI's, or any that speaks its protocol.
+
+Sentences go to the voice as the model writes them. The history holds what the caller said and what the caller heard, never
+what was cut off.
+"""
+
+import logging
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import msgspec
+import openai
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
+
+from dialog_worker.agent.base import Agent, new_uuid
+from dialog_worker.agent.tools import Tool, tools_of
+from dialog_worker.agent.utterance import Utterance
+from dialog_worker.provider import tls_context
+from dialog_worker.stt.base import STT
+from dialog_worker.tts.base import TTS
+from dialog_worker.voip import VoIP
+from protocol.messages import Message, StreamingStarted
+
+MAX_ROUNDS = 8  # of tool calls in one turn
+CONNECT_TIMEOUT_S = 3.0
+CHUNK_TIMEOUT_S = 10.0  # without a chunk from the model: it has stalled
+KEEPALIVE_S = 120.0  # a conversation's pauses; the default of 5 s would shake hands anew in every turn
+_SENTENCE_END = re.compile(r"[.!?…]['\")\]]*\s+|\n+|[。！？]")
+_MIN_SENTENCE = 8  # characters; "Dr. " and "1. " are no sentences
+
+log = logging.getLogger("agent")
+
+
+class Sentences:
+    """Cuts a stream of text where sentences end, so that the voice can begin with the first. No I/O."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def feed(self, text: str) -> list[str]:
+        """Return the sentences that are complete now, with the space behind them."""
+        self._text += text
+        complete, start = [], 0
+        for end in _SENTENCE_END.finditer(self._text):
+            if end.end() - start >= _MIN_SENTENCE and end.end() < len(self._text) + 1:
+                complete.append(self._text[start : end.end()])
+                start = end.end()
+        self._text = self._text[start:]
+        return complete
+
+    def rest(self) -> str:
+        """Return what is left at the end of the stream."""
+        text, self._text = self._text, ""
+        return text
+
+
+class ToolCall(msgspec.Struct):
+    """A tool call as it is assembled from a stream's pieces."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+    def as_message(self) -> dict[str, Any]:
+        """Return it in the form that the history has it."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+class Answer:
+    """One response of the model, assembled from its chunks. No I/O."""
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self._calls: dict[int, ToolCall] = {}
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls it asks for; only those of a response that came to its end are complete."""
+        return list(self._calls.values()) if self.finish_reason is not None else []
+
+    def feed(self, chunk: ChatCompletionChunk) -> str:
+        """Take a chunk and return the text in it. A chunk without choices carries usage figures."""
+        if not chunk.choices:
+            return ""
+        choice = chunk.choices[0]
+        for piece in choice.delta.tool_calls or ():
+            call = self._calls.setdefault(piece.index, ToolCall())
+            call.id = piece.id or call.id
+            if piece.function is not None:
+                call.name = piece.function.name or call.name
+                call.arguments += piece.function.arguments or ""
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        return choice.delta.content or ""
+
+
+class OpenAIAgent(Agent):
+    """A conversation with a chat-completions model. Subclass it, say who it is, and give it tools.
+
+    `options` go into every request as they are, such as `temperature` or `reasoning_effort`. The key and the address come
+    from OPENAI_API_KEY and OPENAI_BASE_URL unless given.
+    """
+
+    system: str = ""
+    greeting: str = ""
+    apology: str = "I am sorry, I did not get that. Could you say it again?"
+
+    def __init__(
+        self,
+        *,
+        voip: VoIP,
+        stt: STT,
+        tts: TTS,
+        model: str,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(voip=voip, stt=stt, tts=tts)
+        self.model = model
+        self.options = options or {}
+        self.history: list[dict[str, Any]] = []
+        self.tools = tools_of(self)
+        self.openai = _client(api_key, base_url)
+
+    async def run(self) -> None:
+        """Serve the call; the connection to the model is opened at once, and given back at the end."""
+        try:
+            async with self.openai:
+                await super().run()
+        finally:
+            self.voip.trace("history", msgspec.json.encode(self.history).decode())
+
+    def activate(self) -> None:
+        super().activate()
+        self.nursery.start_soon(self._warm_up)
+
+    async def _warm_up(self) -> None:
+        """Open a connection to the model, so that the first turn does not pay for the handshakes."""
+        try:
+            await self.openai.models.list()
+        except openai.APIConnectionError as error:
+            log.warning("the model at %s cannot be reached: %s", self.openai.base_url, error.__cause__ or error)
+        except openai.APIError as error:
+            log.debug("the model's server does not list its models: %s", error)
+
+    async def on_streaming_started(self, started: StreamingStarted) -> None:
+        """Greet, unless the call had begun before."""
+        if self.greeting and not self.history:
+            heard = await self.dispatch_message(Message(new_uuid(), self.greeting, done=True))
+            if heard:
+                self.history.insert(0, {"role": "assistant", "content": heard})
+
+    async def inference(self, message: Message[str]) -> None:
+        """Answer with the model, as often as it asks for tools; then put what was heard into the history."""
+        self.history.append({"role": "user", "content": message.data})
+        with self.uninterrupted():
+            said: list[tuple[dict[str, Any], Utterance]] = []
+            try:
+                await self._rounds(message.uuid, said)
+            except openai.APIError as error:
+                log.error("the model failed: %s", _explain(error))
+                await self.dispatch_message(Message(new_uuid(), self.apology, done=True))
+            for entry, utterance in said:
+                utterance.finish()
+                entry["content"] = await self.heard(utterance)
+        self.history[:] = [entry for entry in self.history if entry.get("content") or entry.get("tool_calls")]
+
+    async def _rounds(self, uuid: str, said: list[tuple[dict[str, Any], Utterance]]) -> None:
+        for _ in range(MAX_ROUNDS):
+            utterance = self.utter(uuid)
+            entry: dict[str, Any] = {"role": "assistant", "content": ""}
+            said.append((entry, utterance))
+            self.history.append(entry)
+            answer = await self._ask_model(utterance)
+            if not answer.tool_calls or self.interrupted:
+                return
+            entry["tool_calls"] = [call.as_message() for call in answer.tool_calls]
+            for call in answer.tool_calls:
+                result = await self._call_tool(call)
+                self.history.append({"role": "tool", "tool_call_id": call.id, "content": result})
+            if self.interrupted:
+                return
+            uuid = new_uuid()
+        log.warning("the model asked for tools %d times in one turn; it is not asked again", MAX_ROUNDS)
+
+    async def _ask_model(self, utterance: Utterance) -> Answer:
+        """Have the model answer the history, and say its sentences as they come, until it is done or interrupted."""
+        answer = Answer()
+        with self.interruptible():
+            request: dict[str, Any] = {"model": self.model, "messages": self.messages(), "stream": True} | self.options
+            if self.tools:
+                request["tools"] = [one.definition() for one in self.tools.values()]
+            async with await self.openai.chat.completions.create(**request) as stream:
+                await self._say(utterance, answer, stream)
+        return answer
+
+    async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncIterator[ChatCompletionChunk]) -> None:
+        sentences = Sentences()
+        async for chunk in stream:
+            for sentence in sentences.feed(answer.feed(chunk)):
+                utterance.say(sentence)
+            if answer.finish_reason is not None:  # the stream's own end may come 100 ms later
+                break
+        utterance.say(sentences.rest())
+        utterance.finish()
+
+    async def dispatch_stream(
+        self, uuid: str, stream: AsyncIterator[ChatCompletionChunk], allow_interrupt: bool = True
+    ) -> str:
+        """Say what a stream of yours brings, wait until all was played or cut, and return what the caller heard of it."""
+        with self.uninterrupted():
+            utterance = self.utter(uuid, allow_interrupt)
+            if allow_interrupt:
+                with self.interruptible():
+                    await self._say(utterance, Answer(), stream)
+            else:
+                await self._say(utterance, Answer(), stream)
+            utterance.finish()
+            return await self.heard(utterance)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return what the model is sent: who it is, and the conversation as the caller knows it."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *(entry for entry in self.history if entry.get("content") or entry.get("tool_calls"))]
+
+    async def _call_tool(self, call: ToolCall) -> str:
+        found: Tool | None = self.tools.get(call.name)
+        result = await found.call(call.arguments) if found else f"error: there is no tool {call.name}"
+        self.voip.trace("tool", "", {"name": call.name, "arguments": call.arguments, "result": result})
+        return result
+
+
+def _client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
+    """Return a client that suits a telephone call: HTTP/1.1 kept alive over its pauses, no silent retries.
+
+    HTTP/2 would go on generating, and billing, after a cancelled stream: httpcore sends no RST_STREAM.
+    """
+    http = openai.DefaultAsyncHttpxClient(
+        verify=tls_context(),
+        timeout=httpx2.Timeout(CHUNK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        limits=httpx2.Limits(max_connections=16, max_keepalive_connections=4, keepalive_expiry=KEEPALIVE_S),
+    )
+    try:
+        return AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
+    except openai.OpenAIError as error:
+        raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
+
+
+def _explain(error: openai.APIError) -> str:
+    status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
+    return f"{status}{error.__cause__ or error}"

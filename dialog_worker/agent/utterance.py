@@ -1,0 +1,118 @@
+"""One thing that an agent says: its text on the way to the voice, and afterwards what the caller really heard of it."""
+
+import re
+
+import trio
+
+from dialog_worker.participant import Word
+from dialog_worker.tts.base import TTS
+from dialog_worker.voip import VoIP
+from protocol.messages import Message, MessageDispatched
+
+REPORT_TIMEOUT_S = 2.0  # for the report on an aborted utterance, which the supervisor sends at once
+_SPOKEN_CHARACTERS_PER_S = 15  # English at an even pace, where a voice gives no word timings
+_HEARD_SHARE = 0.5  # of a word, to count as heard
+_WORD = re.compile(r"\S+")
+
+
+class Utterance:
+    """Text in by `say`, ended by `finish` or `cut`; then `heard` tells what became of it."""
+
+    def __init__(self, uuid: str, voip: VoIP, tts: TTS, *, interruptible: bool) -> None:
+        self.uuid = uuid
+        self.interruptible = interruptible
+        self.text = ""
+        self.audio_posted = False
+        self.words: list[Word] = []
+        self._voip = voip
+        self._tts = tts
+        self._ended = False
+        self._was_cut = False
+        self._reported = trio.Event()
+        self._report: MessageDispatched | None = None
+
+    def say(self, text: str) -> None:
+        """Have the next piece said; after the end, nothing."""
+        if self._ended or not text:
+            return
+        self.text += text
+        self._tts.post(Message(self.uuid, text))
+        self._voip.trace("saying", text.strip(), {"uuid": self.uuid})
+
+    def finish(self) -> None:
+        """There is no more to say."""
+        if self._ended:
+            return
+        self._ended = True
+        if self.text:
+            self._tts.post(Message(self.uuid, "", done=True))
+        else:
+            self.report(MessageDispatched(self.uuid, 0, 0, interrupted=False))
+
+    def cut(self) -> None:
+        """Stop it, wherever it is: at the voice, in the pipe, in the carrier's buffer."""
+        if self._was_cut or self._reported.is_set():
+            return
+        self._ended = self._was_cut = True
+        self._tts.abort(self.uuid)
+        self._voip.abort(self.uuid)
+        if not self.audio_posted:
+            self.report(MessageDispatched(self.uuid, 0, 0, interrupted=True))
+
+    def report(self, report: MessageDispatched) -> None:
+        """What the supervisor says of it."""
+        if self._report is None:
+            self._report = report
+            self._reported.set()
+
+    async def heard(self) -> str:
+        """Wait until it was played or cut, and return what of its text the caller heard."""
+        await self._played_or_cut()
+        if self._report is None:  # the line went silent on us: believe that nothing was heard
+            return ""
+        if not self._report.interrupted:
+            return self.text.strip()
+        return heard_text(self.text, self.words, self._report.played_ms)
+
+    async def _played_or_cut(self) -> None:
+        while not self._reported.is_set():
+            with trio.move_on_after(REPORT_TIMEOUT_S):
+                await self._reported.wait()
+            if self._was_cut:
+                return
+
+
+def heard_text(text: str, words: list[Word], played_ms: int) -> str:
+    """Return the beginning of `text` that takes `played_ms` to say, to the nearest word.
+
+    With word timings, which may cover only the part that was synthesised so far, a word counts when half of it was played.
+    """
+    if not words:
+        return _first_words(text, round(played_ms / 1000 * _SPOKEN_CHARACTERS_PER_S))
+    heard = sum(1 for word in words if word.start_ms + (word.end_ms - word.start_ms) * _HEARD_SHARE <= played_ms)
+    end = 0
+    for word in words[:heard]:
+        found = text.find(word.text, end)
+        end = found + len(word.text) if found != -1 else _next_word_end(text, end)
+    return _up_to_word_end(text, end)
+
+
+def _first_words(text: str, characters: int) -> str:
+    """Return the words of which at least the greater part lies within so many characters."""
+    end = 0
+    for word in _WORD.finditer(text):
+        if (word.start() + word.end()) / 2 > characters:
+            break
+        end = word.end()
+    return text[:end].strip()
+
+
+def _next_word_end(text: str, start: int) -> int:
+    word = _WORD.search(text, start)
+    return word.end() if word else len(text)
+
+
+def _up_to_word_end(text: str, end: int) -> str:
+    """Return `text` up to `end` and the punctuation that clings to it there."""
+    tail = re.match(r"[^\w\s]*", text[end:]) if end else None
+    return text[: end + (tail.end() if tail else 0)].strip()

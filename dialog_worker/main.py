@@ -1,0 +1,97 @@
+"""A worker's life, from the fork to its exit: the link, the heartbeat, the agent, and the log of all three."""
+
+import importlib
+import logging
+import socket
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+import trio
+
+from dialog_worker.agent.base import Agent
+from dialog_worker.provider import tls_context
+from dialog_worker.voip import VoIP, VoIPProxy
+from protocol.framing import ProtocolError
+from protocol.link import Link, LinkClosed, OutboxFull
+from protocol.messages import Event, Heartbeat, Trace
+
+HEARTBEAT_S = 1.0
+_LAST_WORDS_S = 0.5  # for the reason of a failure to reach the supervisor
+_TRACEBACK_CHARACTERS = 8_000
+_CHATTY = ("httpx2", "httpcore2", "openai", "trio-websocket")  # below warnings
+
+Create = Callable[[VoIP], Agent]
+
+
+def prepare() -> None:
+    """Do once, before any fork, what every call would do again."""
+    tls_context()
+    importlib.import_module("encodings.idna")  # which name resolution loads on first use
+
+
+def run(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
+    """Serve one call over `sock` and return the exit code."""
+    return trio.run(_serve, sock, create, generation, call_id)
+
+
+async def _serve(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
+    link: Link[Event] = Link(sock, Event)
+    _log_over(link)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        try:
+            link.introduce(generation, call_id)
+            await link.introduced()
+            nursery.start_soon(_beat, link)
+            await create(VoIPProxy(link, call_id)).run()
+            code = 0
+        except (LinkClosed, ProtocolError):
+            code = 1
+        except Exception as error:  # the call's boundary: whatever the agent raises is told to whoever keeps the log
+            with suppress(LinkClosed, OutboxFull):
+                link.post(Trace("log", _explain(error), {"level": "error", "logger": "agent"}))
+            code = 1
+        with trio.move_on_after(_LAST_WORDS_S):
+            await link.room()
+        nursery.cancel_scope.cancel()
+    link.close()
+    return code
+
+
+def _explain(error: Exception) -> str:
+    text = "".join(traceback.format_exception(error)).rstrip()
+    return f"the agent failed\n{text[-_TRACEBACK_CHARACTERS:]}"
+
+
+async def _beat(link: Link[Event]) -> None:
+    """Tell the supervisor once a second that the loop turns, and how late it is."""
+    due = trio.current_time()
+    while True:
+        with suppress(LinkClosed, OutboxFull):
+            link.post(Heartbeat(round((trio.current_time() - due) * 1000)))
+        due = trio.current_time() + HEARTBEAT_S
+        await trio.sleep_until(due)
+
+
+class _LinkHandler(logging.Handler):
+    """Sends log records over the link; the supervisor writes them, with the call's id and numbers masked."""
+
+    def __init__(self, link: Link[Event]) -> None:
+        super().__init__()
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record; on a full or closed link it is lost, rather than the call."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
+        with suppress(LinkClosed, OutboxFull):
+            self._link.post(Trace("log", text[-_TRACEBACK_CHARACTERS:], {"level": level, "logger": record.name}))
+
+
+def _log_over(link: Link[Event]) -> None:
+    logging.basicConfig(handlers=[_LinkHandler(link)], level=logging.INFO, force=True)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,1 @@
+"""Speech to text: the contract in `base`, and a file a provider."""

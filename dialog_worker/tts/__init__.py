@@ -1,0 +1,1 @@
+"""Text to speech: the contract in `base`, and a file a provider."""

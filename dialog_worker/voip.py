@@ -1,0 +1,142 @@
+"""The phone line as an agent sees it: `VoIP`, and `VoIPProxy`, which has it at the other end of the pipe."""
+
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import Any, Self
+
+from protocol.link import Link, LinkClosed, RequestFailed
+from protocol.messages import (
+    Abort,
+    Dispose,
+    Event,
+    Hangup,
+    Message,
+    Metadata,
+    Post,
+    RemoveRecording,
+    Request,
+    SendDtmf,
+    StartRecording,
+    StartTranscript,
+    StopRecording,
+    Trace,
+    TransferTo,
+)
+
+REQUEST_TIMEOUT_S = 15.0  # what the carrier's API may take, and a little
+PLAYOUT_TIMEOUT_S = 120.0  # besides, for what has yet to be heard
+
+__all__ = ["RequestFailed", "VoIP", "VoIPProxy"]
+
+
+class VoIP(ABC):
+    """The phone line of one call.
+
+    Audio is mu-law at 8 kHz unless `StreamingStarted` said otherwise. The requests raise `RequestFailed`, which has the
+    carrier's error code in `failure.code`; `failure.kind` says whether the carrier refused, did not answer, or cannot do it.
+    """
+
+    @property
+    @abstractmethod
+    def metadata(self) -> Metadata:
+        """What the carrier told of the call so far."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    async def __anext__(self) -> Event:
+        """Return what happens next on the line; ends when the line is gone. For one reader: the agent."""
+
+    @abstractmethod
+    def post(self, message: Message[bytes]) -> None:
+        """Have the caller hear audio. Never blocks; raises `OutboxFull` where `room` was not awaited for long.
+
+        Each message whose last piece has `done` is answered by a `MessageDispatched`.
+        """
+
+    @abstractmethod
+    async def room(self) -> None:
+        """Wait until what was posted is on its way: back-pressure for whoever posts faster than a caller can listen."""
+
+    @abstractmethod
+    def abort(self, uuid: str) -> None:
+        """Stop a message, also what the carrier has buffered of it. Answered by a `MessageDispatched`, if any was posted."""
+
+    @abstractmethod
+    def trace(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
+        """Tell whoever watches the call what the agent does."""
+
+    @abstractmethod
+    async def request(self, kind: type[Request], *, timeout_s: float, **fields: Any) -> str:
+        """Ask the supervisor for something and return its answer. Raises `RequestFailed`."""
+
+    async def hangup(self, *, after_playout: bool = True) -> None:
+        """End the call at the carrier, after what has been posted was heard unless told otherwise."""
+        patience = REQUEST_TIMEOUT_S + (PLAYOUT_TIMEOUT_S if after_playout else 0)
+        await self.request(Hangup, timeout_s=patience, after_playout=after_playout)
+
+    async def transfer_to(self, destination: str) -> None:
+        """Connect the caller to another number (E.164) or SIP address."""
+        await self.request(TransferTo, timeout_s=REQUEST_TIMEOUT_S, destination=destination)
+
+    async def send_dtmf(self, digits: str) -> None:
+        """Press keys: 0-9, *, #, and w for half a second's wait."""
+        await self.request(SendDtmf, timeout_s=REQUEST_TIMEOUT_S, digits=digits)
+
+    async def start_recording(self) -> None:
+        """Record both sides at the carrier."""
+        await self.request(StartRecording, timeout_s=REQUEST_TIMEOUT_S)
+
+    async def stop_recording(self) -> None:
+        """Stop the recording under way."""
+        await self.request(StopRecording, timeout_s=REQUEST_TIMEOUT_S)
+
+    async def remove_recording(self) -> None:
+        """Delete the call's recording at the carrier."""
+        await self.request(RemoveRecording, timeout_s=REQUEST_TIMEOUT_S)
+
+    async def start_transcript(self) -> None:
+        """Have the carrier transcribe both sides."""
+        await self.request(StartTranscript, timeout_s=REQUEST_TIMEOUT_S)
+
+    async def dispose(self) -> None:
+        """Let go of the line; the carrier then asks what comes next, and hangs up."""
+        await self.request(Dispose, timeout_s=REQUEST_TIMEOUT_S)
+
+
+class VoIPProxy(VoIP):
+    """The line at the other end of the pipe, in the supervisor."""
+
+    def __init__(self, link: Link[Event], call_id: str) -> None:
+        self._link = link
+        self._metadata = Metadata(call_id, "", "", "")
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    async def __anext__(self) -> Event:
+        event = await anext(self._link)
+        if isinstance(event, Metadata):
+            self._metadata = event
+        return event
+
+    def post(self, message: Message[bytes]) -> None:
+        self._tell(Post(message))
+
+    async def room(self) -> None:
+        await self._link.room()
+
+    def abort(self, uuid: str) -> None:
+        self._tell(Abort(uuid))
+
+    def trace(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
+        self._tell(Trace(kind, text, fields or {}))
+
+    def _tell(self, command: Post | Abort | Trace) -> None:
+        with suppress(LinkClosed):  # the call is over, and whoever iterates learns of it
+            self._link.post(command)
+
+    async def request(self, kind: type[Request], *, timeout_s: float, **fields: Any) -> str:
+        return await self._link.request(kind, timeout_s=timeout_s, **fields)

@@ -1,0 +1,1 @@
+"""What crosses the pipe between the supervisor and a call's worker, and nothing else."""

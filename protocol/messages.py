@@ -1,0 +1,270 @@
+"""The vocabulary of the pipe: events travel to the worker, commands to the supervisor.
+
+Every message is a frozen, array-like msgspec Struct whose first element is its tag. A new field goes at the end, with a
+default, so that both sides of a hot swap can read it; anything else raises `PROTOCOL_VERSION`.
+
+No field is a list or `Any`: msgpack announces a sequence's length before its elements, and a decoder that believes the
+announcement can be made to allocate gigabytes by five bytes.
+"""
+
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+
+Data = TypeVar("Data", str, bytes)
+
+
+class Wire(Struct, frozen=True, array_like=True):
+    """Base of everything on the pipe."""
+
+
+class Message(Wire, Generic[Data], frozen=True, array_like=True):
+    """One piece of something being said: text on its way to a voice, or audio on its way to a caller.
+
+    All pieces of one utterance share its `uuid`; the last has `done`, and may be empty.
+    """
+
+    uuid: str
+    data: Data
+    done: bool = False
+
+
+class Hello(Wire, frozen=True, tag="Hello"):
+    """The first frame each way: who is speaking, and in which version of this vocabulary."""
+
+    version: int
+    generation: str
+    call_id: str
+
+
+# Events: supervisor -> worker
+
+
+class Metadata(Wire, frozen=True, tag="Metadata"):
+    """What the carrier told of the call: once when it rings, and again, with more, when its stream starts.
+
+    `fields` are the webhook's own, by the carrier's names; `parameters` the stream's custom parameters.
+    `caller` and `callee` are as the carrier gives them, usually E.164.
+    """
+
+    call_id: str
+    carrier: str
+    caller: str
+    callee: str
+    fields: dict[str, str] = {}
+    parameters: dict[str, str] = {}
+
+
+class StreamingStarted(Wire, frozen=True, tag="StreamingStarted"):
+    """The carrier's media socket is open; audio flows both ways from now on."""
+
+    stream_id: str
+    encoding: str = "audio/x-mulaw"
+    sample_rate: int = 8000
+
+
+class Media(Wire, frozen=True, tag="Media"):
+    """The caller's voice: `payload` in the stream's encoding, `timestamp_ms` since the stream began."""
+
+    timestamp_ms: int
+    payload: bytes
+
+
+class Dtmf(Wire, frozen=True, tag="Dtmf"):
+    """The caller pressed a key."""
+
+    digit: str
+
+
+class MessageDispatched(Wire, frozen=True, tag="MessageDispatched"):
+    """What became of an utterance: the caller heard `played_ms` of its `total_ms`, all of it unless `interrupted`."""
+
+    uuid: str
+    played_ms: int
+    total_ms: int
+    interrupted: bool
+
+
+class Transcript(Wire, frozen=True, tag="Transcript"):
+    """The carrier's own transcription of one utterance."""
+
+    text: str
+    track: str
+    final: bool
+    confidence: float | None = None
+
+
+class RecordingUrl(Wire, frozen=True, tag="RecordingUrl"):
+    """A recording of the call is complete."""
+
+    url: str
+    duration_s: float | None = None
+
+
+class StreamingStopped(Wire, frozen=True, tag="StreamingStopped"):
+    """No audio flows any more."""
+
+    reason: str
+
+
+class CallStatus(Wire, frozen=True, tag="CallStatus"):
+    """The carrier reported a change of the call's state, in its own words."""
+
+    status: str
+    fields: dict[str, str] = {}
+
+
+class Restored(Wire, frozen=True, tag="Restored"):
+    """This worker takes over a call: `checkpoint` is the last that its predecessor left."""
+
+    checkpoint: bytes
+
+
+class Error(Wire, frozen=True, tag="Error"):
+    """Something went wrong that the agent may want to know of; the call goes on."""
+
+    code: str
+    message: str
+
+
+class Shutdown(Wire, frozen=True, tag="Shutdown"):
+    """The call is over: leave within `deadline_s` seconds, or be killed."""
+
+    reason: str
+    deadline_s: float
+
+
+class Failure(Wire, frozen=True):
+    """Why a request failed. `code` and `status` are the carrier's, where it gave them."""
+
+    kind: Literal["carrier", "timeout", "unsupported", "refused", "ended"]
+    message: str
+    code: int | None = None
+    status: int | None = None
+
+
+class Reply(Wire, frozen=True, tag="Reply"):
+    """The answer to the request with this id: done, or why not. `value` is what the request asked for, if anything."""
+
+    id: int
+    failure: Failure | None = None
+    value: str = ""
+
+
+# Commands: worker -> supervisor
+
+
+class Post(Wire, frozen=True, tag="Post"):
+    """Audio for the caller, in the stream's encoding."""
+
+    message: Message[bytes]
+
+
+class Abort(Wire, frozen=True, tag="Abort"):
+    """Stop saying this utterance, also where the carrier has already buffered it."""
+
+    uuid: str
+
+
+class Checkpoint(Wire, frozen=True, tag="Checkpoint"):
+    """The agent's state as bytes of its own making, kept for a worker that takes over."""
+
+    state: bytes
+
+
+class Heartbeat(Wire, frozen=True, tag="Heartbeat"):
+    """The worker's event loop turns. `lag_ms`: how late this one is."""
+
+    lag_ms: int = 0
+
+
+class Trace(Wire, frozen=True, tag="Trace"):
+    """Something worth telling an operator, in the agent's words: a log line, or a step of the conversation.
+
+    `kind` is "log" (then `fields` has `level` and `logger`), or a step such as "heard", "said", "tool".
+    """
+
+    kind: str
+    text: str
+    fields: dict[str, str] = {}
+
+
+class Request(Wire, frozen=True):
+    """Base of the commands that are answered by a `Reply` with the same id, within `timeout_s` seconds."""
+
+    id: int
+    timeout_s: float
+
+
+class Hangup(Request, frozen=True, tag="Hangup"):
+    """End the call at the carrier, after what has been posted was played unless told otherwise."""
+
+    after_playout: bool = True
+
+
+class TransferTo(Request, frozen=True, tag="TransferTo"):
+    """Connect the caller to another number (E.164) or SIP address."""
+
+    destination: str
+
+
+class SendDtmf(Request, frozen=True, tag="SendDtmf"):
+    """Press keys: 0-9, *, #, and w for half a second's wait."""
+
+    digits: str
+
+
+class StartRecording(Request, frozen=True, tag="StartRecording"):
+    """Record both sides at the carrier."""
+
+
+class StopRecording(Request, frozen=True, tag="StopRecording"):
+    """Stop the recording under way."""
+
+
+class RemoveRecording(Request, frozen=True, tag="RemoveRecording"):
+    """Delete the call's recording at the carrier."""
+
+
+class StartTranscript(Request, frozen=True, tag="StartTranscript"):
+    """Have the carrier transcribe both sides."""
+
+
+class Dispose(Request, frozen=True, tag="Dispose"):
+    """The agent is done with the call: let the line go."""
+
+
+Event: TypeAlias = (
+    Hello
+    | Metadata
+    | StreamingStarted
+    | Media
+    | Dtmf
+    | MessageDispatched
+    | Transcript
+    | RecordingUrl
+    | StreamingStopped
+    | CallStatus
+    | Restored
+    | Error
+    | Shutdown
+    | Reply
+)
+Command: TypeAlias = (
+    Hello
+    | Post
+    | Abort
+    | Checkpoint
+    | Heartbeat
+    | Trace
+    | Hangup
+    | TransferTo
+    | SendDtmf
+    | StartRecording
+    | StopRecording
+    | RemoveRecording
+    | StartTranscript
+    | Dispose
+)
