@@ -48,7 +48,7 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
             code = 0
         except (LinkClosed, ProtocolError):
             code = 1
-        except Exception as error:  # the call's boundary: whatever the agent raises is told to whoever keeps the log
+        except Exception as error:  # noqa: BLE001 - the call's boundary: what the agent raises is told to whoever keeps the log
             with suppress(LinkClosed, OutboxFull):
                 link.post(Trace("log", _explain(error), {"level": "error", "logger": "agent"}))
             code = 1

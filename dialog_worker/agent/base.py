@@ -7,7 +7,7 @@ when the call is over, nothing of it is left.
 import logging
 import uuid
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 import trio
@@ -137,7 +137,7 @@ class Agent:
         log.warning("%s: %s", error.code, error.message)
 
     async def on_provider_error(self, error: ProviderError) -> None:
-        """Handle trouble at a provider. By default it is logged, and a fatal one ends this worker: the supervisor says so."""
+        """Handle trouble at a provider. By default it is logged, and a fatal one ends this worker."""
         log.warning("provider: %s%s", error.message, f" ({error.code})" if error.code else "")
         if error.fatal:
             raise ProviderFailed(error.message)
@@ -168,7 +168,7 @@ class Agent:
         """Say pieces of text as they come, wait until all was played or cut, and return what the caller heard of it."""
         with self.uninterrupted():
             utterance = self.utter(uuid, allow_interrupt)
-            with self.interruptible() if allow_interrupt else trio.CancelScope():
+            with self.interruptible() if allow_interrupt else nullcontext():
                 async for piece in pieces:
                     utterance.say(piece)
             utterance.finish()

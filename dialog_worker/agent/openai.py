@@ -6,13 +6,14 @@ what was cut off.
 
 import logging
 import re
-from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import httpx2
 import msgspec
 import openai
-from openai import AsyncOpenAI
+import trio
+from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
 from dialog_worker.agent.base import Agent, new_uuid
@@ -27,6 +28,7 @@ from protocol.messages import Message, StreamingStarted
 MAX_ROUNDS = 8  # of tool calls in one turn
 CONNECT_TIMEOUT_S = 3.0
 CHUNK_TIMEOUT_S = 10.0  # without a chunk from the model: it has stalled
+END_TIMEOUT_S = 2.0  # for a stream to end once its last chunk has come
 KEEPALIVE_S = 120.0  # a conversation's pauses; the default of 5 s would shake hands anew in every turn
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]]*\s+|\n+|[。！？]")
 _MIN_SENTENCE = 8  # characters; "Dr. " and "1. " are no sentences
@@ -45,7 +47,7 @@ class Sentences:
         self._text += text
         complete, start = [], 0
         for end in _SENTENCE_END.finditer(self._text):
-            if end.end() - start >= _MIN_SENTENCE and end.end() < len(self._text) + 1:
+            if end.end() - start >= _MIN_SENTENCE:
                 complete.append(self._text[start : end.end()])
                 start = end.end()
         self._text = self._text[start:]
@@ -193,11 +195,14 @@ class OpenAIAgent(Agent):
             request: dict[str, Any] = {"model": self.model, "messages": self.messages(), "stream": True} | self.options
             if self.tools:
                 request["tools"] = [one.definition() for one in self.tools.values()]
-            async with await self.openai.chat.completions.create(**request) as stream:
+            stream = await self.openai.chat.completions.create(**request)
+            try:
                 await self._say(utterance, answer, stream)
+            finally:
+                self.nursery.start_soon(self._finish, stream, answer.finish_reason is not None)
         return answer
 
-    async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncIterator[ChatCompletionChunk]) -> None:
+    async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncStream[ChatCompletionChunk]) -> None:
         sentences = Sentences()
         async for chunk in stream:
             for sentence in sentences.feed(answer.feed(chunk)):
@@ -207,18 +212,25 @@ class OpenAIAgent(Agent):
         utterance.say(sentences.rest())
         utterance.finish()
 
+    @staticmethod
+    async def _finish(stream: AsyncStream[ChatCompletionChunk], complete: bool) -> None:
+        """Close a stream. A complete one is read to its end first, so that its connection serves the next turn too."""
+        async with stream:
+            if complete:
+                with trio.move_on_after(END_TIMEOUT_S):
+                    async for _ in stream:
+                        pass
+
     async def dispatch_stream(
-        self, uuid: str, stream: AsyncIterator[ChatCompletionChunk], allow_interrupt: bool = True
+        self, uuid: str, stream: AsyncStream[ChatCompletionChunk], allow_interrupt: bool = True
     ) -> str:
         """Say what a stream of yours brings, wait until all was played or cut, and return what the caller heard of it."""
         with self.uninterrupted():
-            utterance = self.utter(uuid, allow_interrupt)
-            if allow_interrupt:
-                with self.interruptible():
-                    await self._say(utterance, Answer(), stream)
-            else:
-                await self._say(utterance, Answer(), stream)
+            utterance, answer = self.utter(uuid, allow_interrupt), Answer()
+            with self.interruptible() if allow_interrupt else nullcontext():
+                await self._say(utterance, answer, stream)
             utterance.finish()
+            await self._finish(stream, answer.finish_reason is not None)
             return await self.heard(utterance)
 
     def messages(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 TOOL_TIMEOUT_S = 30.0  # a caller waits for the result; longer work belongs in the agent's nursery
 
-Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 log = logging.getLogger("agent")
 
@@ -49,27 +49,28 @@ class Tool(Struct, frozen=True):
         except msgspec.MsgspecError as error:
             return f"error: {self.name} was called with unusable arguments: {error}"
         values = {field: getattr(given, field) for field in self.arguments.__struct_fields__}
-        result: Any = f"error: {self.name} took over {TOOL_TIMEOUT_S:g} s and was stopped"
         with trio.move_on_after(TOOL_TIMEOUT_S):
             try:
                 result = await self.method(**values)
+                return result if isinstance(result, str) else msgspec.json.encode(result).decode()
             except Exception:  # the author's code, at the edge of the conversation: the model apologises, the log explains
                 log.exception("tool %s failed", self.name)
                 return f"error: {self.name} failed"
-        return result if isinstance(result, str) else msgspec.json.encode(result).decode()
+        return f"error: {self.name} took over {TOOL_TIMEOUT_S:g} s and was stopped"
 
 
 def tools_of(agent: object) -> dict[str, Tool]:
-    """Return the tools among an agent's methods, by name."""
-    found = inspect.getmembers(agent, lambda member: getattr(member, "__dialog_tool__", False))
-    return {name: _tool(name, method) for name, method in found}
+    """Return the tools among an agent's methods, by name. Its properties are not evaluated for that."""
+    found = inspect.getmembers_static(type(agent), lambda member: getattr(member, "__dialog_tool__", False))
+    return {name: _tool(name, getattr(agent, name)) for name, _ in found}
 
 
 def _tool(name: str, method: Callable[..., Awaitable[Any]]) -> Tool:
     hints = get_type_hints(method, include_extras=True)
     fields: list[Any] = []
     for parameter in inspect.signature(method).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name not in hints:
+        by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if not by_name or parameter.name not in hints:
             raise TypeError(f"@tool {name}: parameter {parameter.name!r} needs a name and a type that JSON can express")
         described = (parameter.name, hints[parameter.name])
         fields.append(described if parameter.default is parameter.empty else (*described, parameter.default))

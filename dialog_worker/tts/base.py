@@ -2,7 +2,8 @@
 
 The text of one utterance comes in pieces that share a uuid; the last has `done`. Its audio leaves as `Message[bytes]` with
 the same uuid, and each utterance whose text was `done` ends in exactly one audio message with `done` (which may be empty),
-also when the provider failed or fell silent: a `ProviderError` then precedes it. After `abort` nothing more of it is emitted.
+also when the provider failed or fell silent: a `ProviderError` then precedes it. After `abort` nothing more of it is
+emitted.
 """
 
 from abc import abstractmethod
