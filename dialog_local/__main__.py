@@ -54,7 +54,8 @@ def _listener(listen: str) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as error:
-        raise Refused(f"cannot listen on {listen}: {error.strerror}") from error
+        reason = (error.strerror or str(error)).partition(" (while")[0]  # `create_server` names the address once more
+        raise Refused(f"cannot listen on {listen}: {reason}") from error
 
 
 async def _serve(listener: socket.socket, max_contexts: int, first_token_ms: float) -> None:

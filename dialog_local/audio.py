@@ -93,7 +93,7 @@ def read_wav(data: bytes) -> tuple[Samples, int]:
             channels, rate = file.getnchannels(), file.getframerate()
             return decode(file.readframes(file.getnframes()), "pcm_s16le")[::channels], rate
     except (wave.Error, EOFError) as error:
-        raise UnreadableAudio(f"not a WAV file with PCM samples: {error}") from error
+        raise UnreadableAudio(f"not a WAV file with PCM samples: {str(error) or 'it ends too early'}") from error
 
 
 class Resampler:

@@ -74,10 +74,11 @@ class Say:
 
 @dataclass(frozen=True)
 class Call:
-    """Answer with a tool call."""
+    """Answer with a tool call, and words before it if there are any."""
 
     tool: str
     arguments: dict[str, Any]
+    text: str = ""
 
 
 Answer: TypeAlias = Say | Call
@@ -135,7 +136,7 @@ def _repeat(messages: Messages, _tools: Tools) -> Answer:
 
 
 def _goodbye(_messages: Messages, tools: Tools) -> Answer:
-    return Call("hang_up", {}) if "hang_up" in tools else Say(GOODBYE)
+    return Call("hang_up", {}, GOODBYE) if "hang_up" in tools else Say(GOODBYE)
 
 
 def _book(messages: Messages, tools: Tools) -> Answer:

@@ -152,13 +152,14 @@ def chunks(chat: Chat, reply: Answer) -> list[dict[str, Any]]:
 
 
 def _deltas(reply: Answer) -> list[dict[str, Any]]:
+    tokens: list[dict[str, Any]] = [{"content": token} for token in _tokens(reply.text)]
+    said: list[dict[str, Any]] = [{"role": "assistant", "content": "", "refusal": None}, *tokens]
     if isinstance(reply, Say):
-        tokens = [{"content": token} for token in _tokens(reply.text)]
-        return [{"role": "assistant", "content": "", "refusal": None}, *tokens]
+        return said
     text = arguments_json(reply)
     pieces = [text[start : start + _ARGUMENT_PIECE] for start in range(0, len(text), _ARGUMENT_PIECE)]
-    first = {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **_tool_call(reply, "")}]}
-    return [first, *({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in pieces)]
+    first = {"tool_calls": [{"index": 0, **_tool_call(reply, "")}]}
+    return [*said, first, *({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in pieces)]
 
 
 def _tool_call(call: Call, arguments: str) -> dict[str, Any]:
@@ -177,15 +178,13 @@ def _finish_reason(reply: Answer) -> str:
 def _usage(chat: Chat, reply: Answer) -> dict[str, int]:
     """Words counted for tokens: the script has no tokens of its own."""
     prompt = sum(len(_tokens(message.text)) for message in chat.messages)
-    completion = len(_tokens(reply.text if isinstance(reply, Say) else arguments_json(reply)))
+    completion = len(_tokens(reply.text)) + (len(_tokens(arguments_json(reply))) if isinstance(reply, Call) else 0)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _completion(chat: Chat, reply: Answer) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
-    if isinstance(reply, Say):
-        message["content"] = reply.text
-    else:
+    message: dict[str, Any] = {"role": "assistant", "content": reply.text or None, "refusal": None}
+    if isinstance(reply, Call):
         message["tool_calls"] = [_tool_call(reply, arguments_json(reply))]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(reply)}
     return {

@@ -20,7 +20,7 @@ import trio
 from msgspec import Struct
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake
-from websockets.frames import OP_CLOSE, OP_PING, OP_PONG, OP_TEXT
+from websockets.frames import Opcode
 from websockets.uri import parse_uri
 from websockets.utils import apply_mask
 
@@ -137,7 +137,7 @@ class Stream:
         self._chunk += 1
         stamp = b2a_base64(_STAMP.pack(sent_at) + _REST[:1], newline=False)
         return self._frame(
-            OP_TEXT,
+            Opcode.TEXT,
             b'{"event":"media","sequenceNumber":"%d","media":{"track":"inbound","chunk":"%d","timestamp":"%d","payload":"%b%b'
             % (self._sequence, self._chunk, self._chunk * 20, stamp, self._tail),
         )
@@ -149,11 +149,11 @@ class Stream:
     def stop(self) -> bytes:
         """The last message, and the WebSocket's close."""
         stop = self._numbered("stop", {"accountSid": self._account_sid, "callSid": self._call_sid})
-        return stop + self._frame(OP_CLOSE, _CLOSE_NORMALLY)
+        return stop + self._frame(Opcode.CLOSE, _CLOSE_NORMALLY)
 
     def pong(self, payload: bytes) -> bytes:
         """The answer to a ping."""
-        return self._frame(OP_PONG, payload)
+        return self._frame(Opcode.PONG, payload)
 
     def receive(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield the opcode and payload of each frame that is complete. Raises `CallFailed` for one that is fragmented."""
@@ -172,7 +172,7 @@ class Stream:
         return self._text({"event": event, "sequenceNumber": number, event: details, "streamSid": self.stream_sid})
 
     def _text(self, message: Mapping[str, object]) -> bytes:
-        return self._frame(OP_TEXT, json.dumps(message).encode())
+        return self._frame(Opcode.TEXT, json.dumps(message).encode())
 
     def _frame(self, opcode: int, payload: bytes) -> bytes:
         """Return a masked frame (RFC 6455, 5.2 and 5.3)."""
@@ -301,7 +301,7 @@ class Pacer:
     """Sends every call's frames when they are due, 20 ms after the ones before, however late those were."""
 
     def __init__(self) -> None:
-        self._due: list[tuple[float, int, "LoadCall"]] = []
+        self._due: list[tuple[float, int, LoadCall]] = []
         self._added = trio.Event()
         self._count = 0
 
@@ -390,14 +390,22 @@ class LoadCall:
         if self.send_frame():
             self._pacer.add(self)
         with self._patience:
-            while self._take(connection, stream, data) and (data := await connection.receive()):
-                pass
+            await self._read(connection, stream, data)
         if self._patience.cancelled_caught and self._leaving:
             raise CallFailed(f"the server did not close the media socket within {CLOSE_S:g} s of `stop`")
         if self._patience.cancelled_caught:
+            self.stop()
+            with trio.move_on_after(CLOSE_S):
+                await self._read(connection, stream, b"")
             raise CallFailed(f"no frame came back within {FIRST_ECHO_S:g} s; does the agent echo? examples/echo does")
         if not self._leaving:
             raise CallFailed(f"the server closed the connection after {self._frames} frames")
+
+    async def _read(self, connection: Connection, stream: Stream, data: bytes) -> None:
+        """Act on what was received and on what comes, until the connection ends: the server does that last (RFC 6455, 7.1.1)."""
+        self._take(connection, stream, data)
+        while data := await connection.receive():
+            self._take(connection, stream, data)
 
     def send_frame(self) -> bool:
         """Send a frame. Return False when the call sends no more."""
@@ -424,20 +432,16 @@ class LoadCall:
         except OSError as error:
             self.error = f"the connection was lost at `stop`: {error}"
 
-    def _take(self, connection: Connection, stream: Stream, data: bytes) -> bool:
-        """Act on what was received. Return False after the server's close."""
+    def _take(self, connection: Connection, stream: Stream, data: bytes) -> None:
+        """Act on what was received."""
         for opcode, payload in stream.receive(data):
-            if opcode == OP_TEXT:
+            if opcode == Opcode.TEXT:
                 self._message(connection, stream, payload)
-            elif opcode == OP_PING:
+            elif opcode == Opcode.PING:
                 connection.write(stream.pong(payload))
-            elif opcode == OP_CLOSE:
-                if not self._leaving:
-                    code = int.from_bytes(payload[:2], "big")
-                    reason = payload[2:].decode(errors="replace")
-                    raise CallFailed(f"the server closed the media socket with {code} {reason}, after {self._frames} frames")
-                return False
-        return True
+            elif opcode == Opcode.CLOSE and not self._leaving:
+                code, reason = int.from_bytes(payload[:2], "big"), payload[2:].decode(errors="replace")
+                raise CallFailed(f"the server closed the media socket with {code} {reason}, after {self._frames} frames")
 
     def _message(self, connection: Connection, stream: Stream, text: bytes) -> None:
         try:

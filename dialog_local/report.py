@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from statistics import median
 
+import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.text import Text
@@ -270,13 +271,23 @@ def print_summary(console: Console, summary: Summary) -> None:
     if summary.words is not None:
         match = summary.words
         rows.append(("words", f"{match.heard} of {match.said} said by the agent were recognised ({match.share:.0%})"))
-    if summary.history:
-        rows.append(("history", summary.history))
+    rows += _history(summary.history)
     rows += [("problem", problem) for problem in summary.problems]
     rows += [("written", file) for file in summary.files]
     console.print()
     for name, value in rows:
         console.print(Text(f"{name:<10}", style="dim").append(value, style="none"), soft_wrap=True)
+
+
+def _history(told: str) -> list[tuple[str, str]]:
+    """Return the agent's chat messages, a row each: what it holds to have been said."""
+    rows = []
+    for message in msgspec.json.decode(told) if told else ():
+        if message.get("content"):
+            rows.append((message["role"], message["content"]))
+        rows += [("calls", "{name}({arguments})".format(**call["function"])) for call in message.get("tool_calls", ())]
+    titles = ["remembers"] + [""] * len(rows)
+    return [(title, f"{role:<10}{text}") for title, (role, text) in zip(titles, rows, strict=False)]
 
 
 def _barge_in(barge_in: BargeIn) -> str:

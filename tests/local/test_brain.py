@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from dialog_local import brain
-from dialog_local.brain import Call, ChatMessage, Function, Say, ToolCall, answer
+from dialog_local.brain import GOODBYE, Call, ChatMessage, Function, Say, ToolCall, answer
 from dialog_local.completions import Completions
 from dialog_local.speech import Speech, serve_app
 from dialog_local.understanding import Details, details
@@ -148,7 +148,7 @@ def test_an_earlier_booking_is_done() -> None:
 
 
 def test_goodbye_hangs_up_where_that_is_possible() -> None:
-    assert answer(conversation("Good-bye."), BOOK) == Call("hang_up", {})
+    assert answer(conversation("Good-bye."), BOOK) == Call("hang_up", {}, GOODBYE)
 
 
 def test_after_hanging_up_it_says_goodbye() -> None:
