@@ -59,7 +59,7 @@ def _listener(listen: str) -> socket.socket:
 
 
 async def _serve(listener: socket.socket, max_contexts: int, first_token_ms: float) -> None:
-    from dialog_local.speech import serve  # noqa: PLC0415 (needs the optional extra, which has been checked by now)
+    from dialog_local.speech.server import serve  # noqa: PLC0415 (needs the optional extra, which has been checked by now)
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 

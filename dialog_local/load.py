@@ -17,8 +17,9 @@ import trio
 from cyclopts import App, Parameter
 from msgspec import Struct
 
-from dialog_local.load_client import CallFailed, LoadCall, Meter, Pacer, Target
+from dialog_local.load_client import LoadCall, Meter, Pacer
 from dialog_local.load_server import ControlSocket, NotFound, memory, tree, usage
+from dialog_local.load_wire import CallFailed, Target
 from dialog_supervisor.config import Config, ConfigError, load, split_address
 
 SETTLE_S = 1.0  # from the last call's first echo until measuring begins, for a steady state

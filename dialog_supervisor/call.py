@@ -108,6 +108,7 @@ class Call:
         self._over = trio.Event()  # the conversation is over
         self._released = trio.Event()  # the carrier needs nothing more from us
         self._worked = trio.Event()  # the worker is gone and all it said is read
+        self._asked_in_vain = False  # the carrier has had its time to ask what comes after a lost stream
         self._fallback = False
         self._streams = 0
         self._requests = 0
@@ -190,6 +191,7 @@ class Call:
             if scope.cancelled_caught and trio.current_time() >= last:
                 self.end(f"it lasted {self._config.max_duration:g} s (calls.max_duration)")
             elif scope.cancelled_caught:
+                self._asked_in_vain = self._streams > 0
                 self.end(f"no media socket was opened in time while {state}", fallback=True)
 
     async def _close(self) -> None:
@@ -205,7 +207,7 @@ class Call:
 
     async def _release_line(self) -> None:
         """Wait until the carrier has asked what comes after the stream; if it does not ask, end the call by its API."""
-        with trio.move_on_after(self._config.ending_timeout):
+        with trio.move_on_after(0 if self._asked_in_vain else self._config.ending_timeout):
             if self._streams or self._fallback:
                 await self._released.wait()
             return
@@ -286,9 +288,10 @@ class Call:
     async def _do(self, command: Command, nursery: trio.Nursery) -> None:
         if isinstance(command, Post):
             self.leg.post(command.message)
-            await self.leg.room()
+            with self.worker.held_back():
+                await self.leg.room()
         elif isinstance(command, Heartbeat):
-            self.worker.heartbeat()
+            self.worker.heartbeat(command.lag_ms)
         elif isinstance(command, Abort):
             self.leg.abort(command.uuid)
         elif isinstance(command, Trace):
@@ -304,7 +307,7 @@ class Call:
         self._requests += 1
         failure = None
         try:
-            with trio.fail_after(min(max(request.timeout_s, 0.0), MAX_REQUEST_S)):
+            with trio.fail_after(request.timeout_s if 0 < request.timeout_s < MAX_REQUEST_S else MAX_REQUEST_S):
                 await self._carry_out(request)
         except trio.TooSlowError:
             failure = Failure("timeout", f"not done within {request.timeout_s:g} s")
@@ -350,6 +353,8 @@ class Call:
             fields = dict(trace.fields)
             level = fields.pop("level", "info")
             getattr(log, level if level in ("debug", "info", "warning", "error") else "info")(trace.text, **fields)
+        elif trace.text:
+            log.info(trace.kind, text=trace.text, speech=True)
         self._step(trace.kind, trace.text, trace.fields)
 
     def _step(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:

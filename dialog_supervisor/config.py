@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,7 +22,10 @@ from msgspec import Meta, Struct
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
-_SECRET_KEYS = re.compile(r"token|key|secret|password", re.IGNORECASE)
+_SECRET_KEYS = re.compile(r"token|key|secret|password|^agent\.env", re.IGNORECASE)
+_TOKEN_FORM = re.compile(r"[0-9a-fA-F]{32}")  # Twilio's auth tokens: never shown, wherever one was put by mistake
+_USER_INFO = re.compile(r"//[^/]*@")  # of a URL: a name and a password
+_HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+(%[\w.-]+)?\]")
 _UNIX_SOCKET_PATH_BYTES = 107  # sun_path less its closing zero, unix(7)
 
 
@@ -35,6 +38,13 @@ class Secret(str):
 
     def __repr__(self) -> str:
         return "'********'"
+
+
+class Environ(dict[str, str]):
+    """Environment variables. They never show themselves in a repr: some are secrets."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} variables>"
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,7 +97,7 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     python: str | None = None
     """The interpreter to run it with, e.g. of a virtual environment of its own; by default this one."""
     env: dict[str, Secret] = {}
-    """Environment variables for the agent; secrets by reference, as everywhere."""
+    """Environment variables for the agent, where the environment does not set them; secrets by reference, as everywhere."""
 
 
 class CallsConfig(Section, frozen=True, kw_only=True):
@@ -95,7 +105,7 @@ class CallsConfig(Section, frozen=True, kw_only=True):
 
     connect_timeout: Seconds = 30.0
     """From the webhook's answer until the carrier has opened the media socket."""
-    reconnect_timeout: Seconds = 15.0
+    reconnect_timeout: Seconds = 10.0
     """From the loss of a media socket until the carrier has asked what to do and opened another."""
     silence_timeout: Seconds = 10.0
     """Without a message on the media socket; then the carrier is asked whether the call still lives."""
@@ -169,7 +179,7 @@ class Config(Tables, frozen=True, kw_only=True):
             and not name.startswith(("TWILIO_", "TELNYX_", "LISTEN_"))
             and name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
         }
-        return kept | {name: str(value) for name, value in self.agent.env.items()}
+        return {name: str(value) for name, value in self.agent.env.items()} | kept
 
 
 def load(file: Path | str, environ: Mapping[str, str] | None = None) -> Config:
@@ -189,9 +199,10 @@ def load(file: Path | str, environ: Mapping[str, str] | None = None) -> Config:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of `host:port` or `[v6]:port`. Raises ValueError."""
+    """Return host and port of `host:port` or `[v6]:port`; `:port` alone is every address. Raises ValueError."""
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 0xFFFF:
+    usable = separator and re.fullmatch("[0-9]{1,5}", port) and int(port) <= 0xFFFF and (not host or _HOST.fullmatch(host))
+    if not usable:
         raise ValueError(address)
     return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -203,14 +214,18 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; name your configuration with -c FILE") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 
-def _surroundings(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
+def _surroundings(path: Path, environ: Mapping[str, str]) -> Environ:
     """Return the environment, completed by what `.env` beside the configuration says."""
-    written = {name: value for name, value in dotenv_values(path.parent / ".env").items() if value is not None}
-    return written | dict(environ)
+    file = path.parent / ".env"
+    try:
+        written = {name: value for name, value in dotenv_values(file).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return Environ(written | dict(environ))
 
 
 class _Resolver:
@@ -226,7 +241,7 @@ class _Resolver:
         if kind is Secret:
             return Secret(self._secret(value))
         if kind is Path:
-            return self._path.parent / Path(value).expanduser()
+            return self._file(value)
         raise NotImplementedError(kind)
 
     def _secret(self, reference: str) -> str:
@@ -240,7 +255,7 @@ class _Resolver:
                     )
                 return value
             case "file":
-                return self._read(self._path.parent / Path(name).expanduser())
+                return self._read(self._file(name))
             case "credential":
                 directory = self._environ.get("CREDENTIALS_DIRECTORY")
                 if not directory:
@@ -252,6 +267,14 @@ class _Resolver:
                 if not reference:
                     raise ValueError("it is empty; write env:NAME, file:PATH, credential:NAME, or the value")
                 return reference
+
+    def _file(self, name: str) -> Path:
+        if not name:
+            raise ValueError("a path is missing; write one, relative to this file")
+        try:
+            return self._path.parent / Path(name).expanduser()
+        except RuntimeError:
+            raise ValueError(f"there is no home directory for {name}; write the whole path") from None
 
     def _read(self, file: Path) -> str:
         try:
@@ -267,10 +290,10 @@ def _explain(path: Path, tables: dict[str, Any], reason: str) -> ConfigError:
     """Say msgspec's complaint in the file's own terms: its keys, the value found, and what was probably meant."""
     message, _, where = reason.partition(" - at `$")
     key = where.rstrip("`").strip(".").replace("[...]", "")
-    if missing := re.search(r"missing required field `(\w+)`", message):
+    if missing := re.search("missing required field `(.+)`", message):
         name = f"{key}.{missing[1]}".strip(".")
         return ConfigError(f"{path}: {name} is missing; add it{_example(name)}")
-    if unknown := re.search(r"unknown field `(\w+)`", message):
+    if unknown := re.search("unknown field `(.+)`", message):
         name = f"{key}.{unknown[1]}".strip(".")
         near = difflib.get_close_matches(unknown[1], _known(key), n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(_known(key))}"
@@ -278,15 +301,33 @@ def _explain(path: Path, tables: dict[str, Any], reason: str) -> ConfigError:
     value: Any = tables
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    shown = "" if _SECRET_KEYS.search(key) or value is None else f" = {value!r}"
-    return ConfigError(f"{path}: {key}{shown}: {message[:1].lower()}{message[1:]}")
+    if key == "agent.env" and isinstance(value, dict) and (odd := [n for n, v in value.items() if not isinstance(v, str)]):
+        key = f"{key}.{odd[0]}"
+    if message.startswith("Invalid enum value"):
+        message = f"is none of {', '.join(get_args(_type_of(key)))}"
+    complaint = f"{message[:1].lower()}{message[1:]}{_example(key)}"
+    return ConfigError(f"{path}: {key}{_shown(key, value)}: {complaint}")
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return a value as an error may show it: not when it is, or holds, what might be a secret."""
+    plain = isinstance(value, str | int | float) and "." in key
+    if not plain or _SECRET_KEYS.search(key) or _TOKEN_FORM.fullmatch(str(value)):
+        return ""
+    return f" = {_USER_INFO.sub('//********@', value) if isinstance(value, str) else value!r}"
+
+
+def _type_of(key: str) -> Any:
+    """Return the type of a section or of a value in one."""
+    found: Any = Tables
+    for part in filter(None, key.split(".")):
+        fields = msgspec.structs.fields(found) if isinstance(found, type) and issubclass(found, Struct) else ()
+        found = next((info.type for info in fields if info.encode_name == part), Section)
+    return found
 
 
 def _known(key: str) -> list[str]:
-    section: Any = Tables
-    for part in filter(None, key.split(".")):
-        section = next((info.type for info in msgspec.structs.fields(section) if info.encode_name == part), Section)
-    return list(section.__struct_fields__)
+    return list(_type_of(key).__struct_fields__)
 
 
 def _example(name: str) -> str:
@@ -294,7 +335,9 @@ def _example(name: str) -> str:
         "gateway": ', for example:\n[gateway]\npublic_url = "https://voice.example.com"',
         "gateway.public_url": ', for example: public_url = "https://voice.example.com"',
         "twilio": ', for example:\n[twilio]\naccount_sid = "AC…"\nauth_token = "env:TWILIO_AUTH_TOKEN"',
+        "twilio.account_sid": ', for example: account_sid = "AC…", as the console shows it',
         "twilio.auth_token": ', for example: auth_token = "env:TWILIO_AUTH_TOKEN"',
+        "agent.entry": ', for example: entry = "agent:create"',
         "agent": ', for example:\n[agent]\npath = "."\nentry = "agent:create"',
     }
     return examples.get(name, "")
@@ -303,19 +346,17 @@ def _example(name: str) -> str:
 def _check(path: Path, config: Config) -> None:
     """Refuse what has the right type and still cannot work."""
 
-    def refuse(key: str, value: object, why: str) -> ConfigError:
-        return ConfigError(f"{path}: {key} = {str(value)!r}: {why}")
+    def refuse(key: str, value: str | None, why: str) -> ConfigError:
+        return ConfigError(f"{path}: {key}{_shown(key, value)}: {why}")
 
+    listen, public_url = config.gateway.listen, config.gateway.public_url
     try:
-        split_address(config.gateway.listen)
+        split_address(listen)
     except ValueError:
-        raise refuse(
-            "gateway.listen", config.gateway.listen, 'is not an address and a port, such as "127.0.0.1:8080"'
-        ) from None
-    public = _split(config.gateway.public_url)
-    if public is None or public.path.rstrip("/") or public.query or public.fragment:
-        wanted = 'must be a bare origin, such as "https://voice.example.com"'
-        raise refuse("gateway.public_url", config.gateway.public_url, wanted)
+        raise refuse("gateway.listen", listen, 'is not an address and a port, such as "127.0.0.1:8080"') from None
+    public = _split(public_url)
+    if public is None or public_url.rstrip("/") != f"{public.scheme}://{public.netloc}":
+        raise refuse("gateway.public_url", public_url, 'must be a bare origin, such as "https://voice.example.com"')
     if _split(config.twilio.api_url) is None:
         raise refuse("twilio.api_url", config.twilio.api_url, "must be an http or https URL")
     if (config.gateway.certificate is None) != (config.gateway.key is None):
@@ -326,6 +367,9 @@ def _check(path: Path, config: Config) -> None:
     if not config.agent_path.is_dir():
         missing = f"there is no directory {config.agent_path}; the path is relative to {path.name}"
         raise refuse("agent.path", config.agent.path, missing)
+    for name, value in config.agent.env.items():
+        if config.twilio.auth_token in value:
+            raise refuse(f"agent.env.{name}", None, "holds twilio.auth_token, which agent code must not have; remove it")
     if config.fallback.dial is not None and not re.fullmatch(r"\+[1-9]\d{6,14}", config.fallback.dial):
         raise refuse("fallback.dial", config.fallback.dial, 'is not an E.164 number, such as "+15551234567"')
 
@@ -334,10 +378,10 @@ def _split(url: str) -> Any:
     """Return the parts of an http(s) URL with a host and a usable port, or None."""
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        host = parts.netloc if parts.port is None else parts.netloc.removesuffix(f":{parts.port}")
     except ValueError:
         return None
-    return parts if usable and not parts.username else None
+    return parts if parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0 else None
 
 
 def _control_socket(path: Path, given: Path, environ: Mapping[str, str]) -> Path:

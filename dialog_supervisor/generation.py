@@ -139,8 +139,8 @@ class Generation:
     @asynccontextmanager
     async def worker(self, worker: Worker) -> AsyncIterator[None]:
         """Fork the process of `worker`, and be its supervisor inside the block. Raises `NoWorker`."""
-        await self._fork(worker)
         try:
+            await self._fork(worker)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.run)
                 yield

@@ -97,6 +97,7 @@ class Conversation:
         self._unread = b""
         self._h11 = h11.Connection(h11.SERVER)
         self._served = 0
+        self._for_head = False  # the answer is to a HEAD, and has no body
         self.head = b""  # the request's head as received, for the WebSocket handshake
 
     @property
@@ -112,6 +113,7 @@ class Conversation:
     async def receive(self) -> Request | None:
         """Return the next request, or None if the client left. Raises `Refused`."""
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+        self._for_head = False
         if not await self._first_byte():
             return None
         with trio.move_on_after(self._config.request_timeout):
@@ -121,6 +123,7 @@ class Conversation:
             if not isinstance(event, h11.Request):
                 raise Refused(400, "this is not an HTTP/1.1 request")
             request = _request(event)
+            self._for_head = request.method == "HEAD"
             return request if request.wants_websocket else await self._receive_body(request)
         raise Refused(408, f"the request was not complete after {self._config.request_timeout:g} s")
 
@@ -191,7 +194,7 @@ class Conversation:
         ]
         events: Iterable[h11.Event] = (
             h11.Response(status_code=response.status, headers=headers, reason=HTTPStatus(response.status).phrase),
-            h11.Data(data=body),
+            h11.Data(data=b"" if self._for_head else body),
             h11.EndOfMessage(),
         )
         data = b"".join(self._h11.send(event) or b"" for event in events)
@@ -203,11 +206,11 @@ class Conversation:
         if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         await self.send(Response(refused.status, f"{refused.reason}\n", headers={"connection": "close"}))
-        if isinstance(self._stream, trio.SocketStream):
+        if isinstance(self._stream, trio.SocketStream):  # TLS has no half-close
             await self._stream.send_eof()
-            with trio.move_on_after(_LINGER_S):
-                while await self._stream.receive_some(_RECEIVE_BYTES):
-                    pass
+        with trio.move_on_after(_LINGER_S):
+            while await self._stream.receive_some(_RECEIVE_BYTES):
+                pass
 
 
 def _request(event: h11.Request) -> Request:
@@ -271,8 +274,17 @@ class Listener:
                 await trio.aclose_forcefully(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as error:
             log.debug("connection lost", reason=str(error.__cause__ or error) or type(error).__name__)
+        except Exception:  # a connection's boundary: what goes wrong on one must not end the others
+            log.exception("connection failed")
         finally:
             self.connections -= 1
+
+    async def _answer(self, request: Request) -> Response | Upgrade:
+        try:
+            return await self._handler(request)
+        except Exception:  # a request's boundary
+            log.exception("request failed", method=request.method, path=request.path)
+            return Response(500, "something went wrong here\n")
 
     async def _speak(self, stream: trio.abc.Stream, accepted: socket.socket) -> None:
         if isinstance(stream, trio.SSLStream):
@@ -281,7 +293,7 @@ class Listener:
         conversation = Conversation(stream, self._config)
         try:
             while (request := await conversation.receive()) is not None:
-                answer = await self._handler(request)
+                answer = await self._answer(request)
                 if isinstance(answer, Upgrade):
                     transport = StreamTransport(stream) if self._tls is not None else ReadinessTransport(accepted)
                     media = MediaSocket(transport, max_message_bytes=self._config.message_size_limit)

@@ -6,14 +6,22 @@ Telephone numbers and pressed keys are masked here, at the last moment, so that 
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
-from dialog_supervisor.config import LogConfig
+from dialog_supervisor.config import LogConfig, Secret
 
-_TELEPHONE_NUMBER = re.compile(r"(?<![\w.:-])\+?\d{7,15}(?![\w.:-])")
+_TELEPHONE_NUMBER = re.compile(
+    r"""
+      (?:\+|%2B)\d{7,15}(?!\d)                          # E.164, whatever surrounds it; %2B in a form or a URL
+    | \+\d{1,3}(?:[ ()/-]{1,2}\d{2,5}){2,5}(?!\d)       # written in groups
+    | (?:(?<![\w.:-])|(?<=sip:)|(?<=tel:))\d{7,15}       # without its plus: not within an address, a time, an identifier
+      (?!\w|[.:-]\w)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 _KEYS_PRESSED = ("digit", "digits")
 _LEVELS = {"debug": 10, "info": 20, "notice": 20, "warning": 30, "error": 40}
 
@@ -25,10 +33,27 @@ def mask(text: str) -> str:
 
 def _mask_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        if key in _KEYS_PRESSED:
-            event[key] = "…"
-        elif isinstance(value, str) and key not in ("timestamp", "level"):
-            event[key] = mask(value)
+        if key not in ("timestamp", "level"):
+            event[key] = _masked(key, value)
+    return event
+
+
+def _masked(key: str, value: Any) -> Any:
+    """Return a field's value as the log may show it, also where it holds others."""
+    if isinstance(value, Secret) or key.lower() in _KEYS_PRESSED:
+        return "…"
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {name: _masked(str(name), held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked("", held) for held in value]
+    return value
+
+
+def _drop_speech(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if event.get("speech"):
+        raise structlog.DropEvent
     return event
 
 
@@ -37,6 +62,7 @@ def configure(config: LogConfig) -> None:
     readable = sys.stderr.isatty() if config.format == "auto" else config.format == "console"
     renderer = structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer()
     shared: list[structlog.typing.Processor] = [
+        *([] if config.transcripts else [_drop_speech]),
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -90,10 +90,7 @@ def explain(error: BaseException, directory: Path) -> str:
     """Return a traceback for the agent's author: it begins at the first frame in the agent's own directory."""
     found = traceback.TracebackException.from_exception(error, capture_locals=False)
     inside = [index for index, frame in enumerate(found.stack) if Path(frame.filename).is_relative_to(directory)]
-    if inside:
-        del found.stack[: inside[0]]
-    elif not isinstance(error, SyntaxError):
-        found.stack.clear()
+    del found.stack[: inside[0] if inside else len(found.stack)]  # a SyntaxError names its own file and line
     return "".join(found.format())[-_TRACEBACK_CHARACTERS:].rstrip()
 
 

@@ -147,7 +147,6 @@ class MediaSocket:
         self._protocol = ServerProtocol(max_size=max_message_bytes)
         self._messages: deque[str | bytes] = deque()
         self._fragments: list[Frame] = []
-        self.closed_with: tuple[int, str] | None = None  # what this side closed with
 
     async def serve(self, head: bytes, unread: bytes, serve: Callable[["MediaSocket"], Awaitable[None]]) -> None:
         """Answer the handshake whose request is `head`, let `serve` talk, and close."""
@@ -166,8 +165,8 @@ class MediaSocket:
 
     def _accept(self, head: bytes, unread: bytes) -> bool:
         self._protocol.receive_data(head)
-        request = cast(Request, self._protocol.events_received()[0])
-        self._protocol.send_response(self._protocol.accept(request))
+        for request in self._protocol.events_received():  # none if the library refuses what h11 took, such as a POST
+            self._protocol.send_response(self._protocol.accept(cast(Request, request)))
         if unread and self._protocol.state is State.OPEN:
             self._protocol.receive_data(unread)
         self._flush()
@@ -222,7 +221,6 @@ class MediaSocket:
     def close(self, code: int, reason: str = "") -> None:
         """Begin to close; whoever receives learns of it when the other side has answered, or after two seconds."""
         if self._protocol.state is State.OPEN:
-            self.closed_with = (code, reason)
             self._protocol.send_close(code, reason)
             self._flush()
 

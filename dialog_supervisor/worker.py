@@ -1,9 +1,11 @@
 """One call's worker process seen from outside: its link, its heartbeat, its end."""
 
+import math
 import os
 import signal
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import structlog
 import trio
@@ -12,6 +14,7 @@ from protocol.link import Link, LinkClosed, OutboxFull
 from protocol.messages import Command, Shutdown
 
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
+LAG_LIMIT_MS = 500  # a caller hears half a second
 _STATUS_GRACE_S = 0.5  # for the template's report to follow the pidfd's
 
 log = structlog.get_logger("worker")
@@ -50,9 +53,20 @@ class Worker:
         self.exit_code = exit_code
         self._reported.set()
 
-    def heartbeat(self) -> None:
-        """The worker's event loop turned."""
+    def heartbeat(self, lag_ms: int = 0) -> None:
+        """The worker's event loop turned, so much later than it meant to."""
         self._heard_at = trio.current_time()
+        if lag_ms >= LAG_LIMIT_MS:
+            log.warning("worker's event loop was blocked", pid=self.pid, lag_ms=lag_ms)
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Inside, its link is not read: its heartbeats wait behind the audio that it is ahead with, and are not missed."""
+        self._heard_at = math.inf
+        try:
+            yield
+        finally:
+            self.heartbeat()
 
     async def run(self) -> None:
         """Serve the link and watch the process until it is gone."""

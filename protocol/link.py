@@ -6,6 +6,7 @@ and a message that arrives costs one wake-up. What the kernel does not take wait
 
 import socket
 from collections import deque
+from contextlib import suppress
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
@@ -56,8 +57,13 @@ class Outbox:
         return bool(self._frames)
 
     def put(self, frame: bytearray, *, droppable: bool = False, begun: bool = False) -> None:
-        """Queue a frame; `begun` marks one that was partly sent and so can no longer be dropped. Raises `OutboxFull`."""
-        if self.size + len(frame) > self._max_bytes:
+        """Queue a frame; `begun` marks one that was partly sent and so can no longer be dropped. Raises `OutboxFull`.
+
+        An empty outbox takes any frame: a stream that has sent the beginning of one must send the rest.
+        """
+        while self._droppable and self.size + len(frame) > self._max_bytes:
+            self._drop_oldest()
+        if self._frames and self.size + len(frame) > self._max_bytes:
             raise OutboxFull(f"{self.size} bytes are waiting to be read by the other process")
         droppable = droppable and not begun
         self._frames.append((frame, droppable))
@@ -103,7 +109,8 @@ class Link(Generic[Incoming]):
         self._work = trio.Event()  # the outbox has something
         self._room = trio.Event()  # the outbox is empty
         self._room.set()
-        self._closed = False
+        self._closed = False  # nothing can be sent any more
+        self._ended = False  # nor will anything more come
         self._waiting: dict[int, _Waiter] = {}
         self._last_id = 0
 
@@ -137,13 +144,14 @@ class Link(Generic[Incoming]):
         await self._room.wait()
 
     async def run(self) -> None:
-        """Send what waits in the outbox, until cancelled or until the other side is gone."""
+        """Send what waits in the outbox, until cancelled, closed, or until the other side is gone."""
         while not self._closed:
             await self._work.wait()
             self._work = trio.Event()
             while self._outbox and not self._closed:
-                await trio.lowlevel.wait_writable(self._fd)
-                self._send_some()
+                with suppress(trio.ClosedResourceError):  # `close` wakes whoever waits
+                    await trio.lowlevel.wait_writable(self._fd)
+                    self._send_some()
             self._room.set()
 
     def _send_some(self) -> None:
@@ -158,7 +166,11 @@ class Link(Generic[Incoming]):
         return self
 
     async def __anext__(self) -> Incoming:
-        """Return the next message. Ends when the other side closed; raises `ProtocolError` on what cannot be read."""
+        """Return the next message; raises `ProtocolError` on what cannot be read.
+
+        Ends when either side closed. What the other side sent before it closed is returned first, also when sending to it
+        has failed meanwhile; a frame that it did not finish is not.
+        """
         while not self._inbox:
             for message in self._decoder.feed(await self._receive()):
                 if isinstance(message, Reply):
@@ -168,16 +180,16 @@ class Link(Generic[Incoming]):
         return self._inbox.popleft()
 
     async def _receive(self) -> bytes:
-        while not self._closed:
-            await trio.lowlevel.wait_readable(self._fd)
+        while not self._ended:
             try:
+                await trio.lowlevel.wait_readable(self._fd)
                 if data := self._sock.recv(_RECEIVE_BYTES):
                     return data
             except BlockingIOError:
                 continue
-            except OSError:
+            except (OSError, trio.ClosedResourceError):
                 pass
-            self._broken()
+            self._end()
         raise StopAsyncIteration
 
     def introduce(self, generation: str, call_id: str) -> None:
@@ -213,22 +225,28 @@ class Link(Generic[Incoming]):
         return reply.value
 
     def _answered(self, reply: Reply) -> None:
-        if waiter := self._waiting.get(reply.id):
+        waiter = self._waiting.get(reply.id)
+        if waiter is not None and waiter.reply is None:
             waiter.reply = reply
             waiter.done.set()
 
     def _broken(self) -> None:
-        """The other side is gone: nobody may go on waiting for it."""
+        """Nothing can be sent any more; what the other side said last may still be waiting to be read."""
         self._closed = True
         self._work.set()
         self._room.set()
+
+    def _end(self) -> None:
+        """The other side is gone: nobody may go on waiting for it."""
+        self._broken()
+        self._ended = True
         for id_ in self._waiting:
             self._answered(Reply(id_, Failure("ended", "the call is over")))
 
     def close(self) -> None:
         """Close this end; whoever waits on it is woken."""
         if self._sock.fileno() != -1:
-            self._broken()
+            self._end()
             trio.lowlevel.notify_closing(self._fd)
             self._sock.close()
 

@@ -13,6 +13,7 @@ from protocol.messages import Event, Message, MessageDispatched
 
 AHEAD_S = 300.0  # how much audio a carrier is given ahead of its playing; Twilio discards above 600 s (error 31931)
 EARLY_BYTES = 1 << 20  # two minutes of audio, posted before there is a stream to play it
+_EARLY_OVERHEAD_BYTES = 200  # what a message takes besides its audio, so that empty ones are bounded too
 _MARK_GRACE_S = 2.0  # for a mark to come back after its audio must have ended, by our clock
 
 
@@ -56,7 +57,7 @@ class Leg(ABC):
 
     def post(self, message: Message[bytes]) -> None:
         """Have the caller hear a piece of an utterance, now or when a stream is open; after `abort`, drop it."""
-        if not self.open:
+        if not self.open and not self._playout.refuses(message.uuid):
             self._keep(message)
             return
         mark = self._playout.post(message.uuid, message.data, done=message.done, now=trio.current_time())
@@ -66,11 +67,12 @@ class Leg(ABC):
         self._say(message.data, mark)
 
     def _keep(self, message: Message[bytes]) -> None:
-        self._early_bytes += len(message.data)
-        if self._early_bytes <= EARLY_BYTES:
-            self._early.append(message)
-        else:
+        """Keep a piece until there is a stream. An utterance that does not fit is given up as a whole, and told so."""
+        self._early.append(message)
+        self._early_bytes += _weight(message)
+        if self._early_bytes > EARLY_BYTES:
             self.counts["too_early"] += 1
+            self.abort(message.uuid)
 
     def opened(self) -> None:
         """A stream is open: say what was posted before."""
@@ -81,7 +83,9 @@ class Leg(ABC):
     def abort(self, uuid: str) -> None:
         """Stop an utterance, also what the carrier has buffered of it, and tell how much of it was heard."""
         kept = [message for message in self._early if message.uuid == uuid]
-        self._early = [message for message in self._early if message.uuid != uuid]
+        if kept:
+            self._early = [message for message in self._early if message.uuid != uuid]
+            self._early_bytes -= sum(map(_weight, kept))
         cut = self._playout.abort(uuid, trio.current_time())
         if cut is not None:
             self._send_clear()
@@ -125,7 +129,7 @@ class Leg(ABC):
             changed = self._changed
             with trio.move_on_after(self._playout.buffered_s(trio.current_time()) + _MARK_GRACE_S) as scope:
                 await changed.wait()
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and not self._playout.buffered_s(trio.current_time()):
                 self.counts["marks_missing"] += 1
                 return
 
@@ -182,3 +186,7 @@ class Leg(ABC):
     async def start_transcript(self) -> None:
         """Transcribe both sides. Raises `CarrierError` or `Unsupported`."""
         raise Unsupported("this carrier's start_transcript")
+
+
+def _weight(message: Message[bytes]) -> int:
+    return len(message.data) + len(message.uuid) + _EARLY_OVERHEAD_BYTES

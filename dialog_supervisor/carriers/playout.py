@@ -61,13 +61,17 @@ class Playout:
         """Whether something is still to be heard, or its mark still to come."""
         return bool(self._utterances)
 
+    def refuses(self, uuid: str) -> bool:
+        """Whether an utterance was aborted, so that nothing more of it is taken."""
+        return uuid in self._aborted
+
     def buffered_s(self, now: float) -> float:
         """Seconds of audio that the carrier has and the caller has not heard."""
         return max(0.0, self.ends_at - now)
 
     def post(self, uuid: str, audio: bytes, *, done: bool, now: float) -> str | None:
         """Enter a piece of an utterance. Return the mark to send behind it ("" if none), or None to drop it."""
-        if uuid in self._aborted:
+        if self.refuses(uuid):
             return None
         utterance = self._utterances.get(uuid)
         if utterance is None:

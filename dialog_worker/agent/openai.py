@@ -6,7 +6,8 @@ what was cut off.
 
 import logging
 import re
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import httpx2
@@ -133,7 +134,7 @@ class OpenAIAgent(Agent):
             async with self.openai:
                 await super().run()
         finally:
-            self.voip.trace("history", msgspec.json.encode(self.history).decode())
+            self.voip.trace("history", msgspec.json.encode(self._said()).decode())
 
     def activate(self) -> None:
         super().activate()
@@ -149,34 +150,46 @@ class OpenAIAgent(Agent):
             log.debug("the model's server does not list its models: %s", error)
 
     async def on_streaming_started(self, started: StreamingStarted) -> None:
-        """Greet, unless the call had begun before."""
-        if self.greeting and not self.history:
-            heard = await self.dispatch_message(Message(new_uuid(), self.greeting, done=True))
-            if heard:
-                self.history.insert(0, {"role": "assistant", "content": heard})
+        """Greet, unless the conversation has begun before."""
+        if not self.greeting or self.history:
+            return
+        utterance = self.utter(new_uuid())
+        with self._remembered(utterance):
+            utterance.say(self.greeting)
+            utterance.finish()
+            await self.heard(utterance)
 
     async def inference(self, message: Message[str]) -> None:
         """Answer with the model, as often as it asks for tools; then put what was heard into the history."""
         self.history.append({"role": "user", "content": message.data})
-        with self.uninterrupted():
-            said: list[tuple[dict[str, Any], Utterance]] = []
+        with self.uninterrupted(), ExitStack() as remembered:
+            utterances: list[Utterance] = []
             try:
-                await self._rounds(message.uuid, said)
+                await self._rounds(message.uuid, utterances, remembered)
             except openai.APIError as error:
                 log.error("the model failed: %s", _explain(error))
                 await self.dispatch_message(Message(new_uuid(), self.apology, done=True))
-            for entry, utterance in said:
+            for utterance in utterances:
                 utterance.finish()
-                entry["content"] = await self.heard(utterance)
-        self.history[:] = [entry for entry in self.history if entry.get("content") or entry.get("tool_calls")]
+                await self.heard(utterance)
+        self.history[:] = self._said()
 
-    async def _rounds(self, uuid: str, said: list[tuple[dict[str, Any], Utterance]]) -> None:
+    @contextmanager
+    def _remembered(self, utterance: Utterance) -> Iterator[dict[str, Any]]:
+        """Give an utterance its place in the history; what was heard of it ends up there, however the call ends."""
+        entry: dict[str, Any] = {"role": "assistant", "content": ""}
+        self.history.append(entry)
+        try:
+            yield entry
+        finally:
+            entry["content"] = utterance.heard_now
+
+    async def _rounds(self, uuid: str, utterances: list[Utterance], remembered: ExitStack) -> None:
         for _ in range(MAX_ROUNDS):
-            utterance = self.utter(uuid)
-            entry: dict[str, Any] = {"role": "assistant", "content": ""}
-            said.append((entry, utterance))
-            self.history.append(entry)
+            utterances.append(utterance := self.utter(uuid))
+            entry = remembered.enter_context(self._remembered(utterance))
             answer = await self._ask_model(utterance)
+            entry["content"] = utterance.text.strip()  # for the model's next round; what was heard replaces it
             if not answer.tool_calls or self.interrupted:
                 return
             entry["tool_calls"] = [call.as_message() for call in answer.tool_calls]
@@ -236,7 +249,11 @@ class OpenAIAgent(Agent):
     def messages(self) -> list[dict[str, Any]]:
         """Return what the model is sent: who it is, and the conversation as the caller knows it."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *(entry for entry in self.history if entry.get("content") or entry.get("tool_calls"))]
+        return [*system, *self._said()]
+
+    def _said(self) -> list[dict[str, Any]]:
+        """Return the history without the answers of which nothing was heard."""
+        return [entry for entry in self.history if entry.get("content") or entry.get("tool_calls")]
 
     async def _call_tool(self, call: ToolCall) -> str:
         found: Tool | None = self.tools.get(call.name)

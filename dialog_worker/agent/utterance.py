@@ -65,14 +65,19 @@ class Utterance:
             self._report = report
             self._reported.set()
 
-    async def heard(self) -> str:
-        """Wait until it was played or cut, and return what of its text the caller heard."""
-        await self._played_or_cut()
-        if self._report is None:  # the line went silent on us: believe that nothing was heard
+    @property
+    def heard_now(self) -> str:
+        """What of its text the caller is known to have heard; nothing while there is no report."""
+        if self._report is None:
             return ""
         if not self._report.interrupted:
             return self.text.strip()
         return heard_text(self.text, self.words, self._report.played_ms)
+
+    async def heard(self) -> str:
+        """Wait until it was played or cut, and return what of its text the caller heard."""
+        await self._played_or_cut()
+        return self.heard_now
 
     async def _played_or_cut(self) -> None:
         while not self._reported.is_set():

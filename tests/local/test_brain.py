@@ -11,11 +11,11 @@ import openai
 import pytest
 import trio
 
-from dialog_local import brain
-from dialog_local.brain import GOODBYE, Call, ChatMessage, Function, Say, ToolCall, answer
-from dialog_local.completions import Completions
-from dialog_local.speech import Speech, serve_app
-from dialog_local.understanding import Details, details
+from dialog_local.brain import receptionist as brain
+from dialog_local.brain.completions import Completions
+from dialog_local.brain.receptionist import GOODBYE, Call, ChatMessage, Function, Say, ToolCall, answer
+from dialog_local.brain.understanding import Details, details
+from dialog_local.speech.server import Speech, serve_app
 
 BOOK = ["book_table", "hang_up"]
 BOOK_TABLE = {

@@ -10,19 +10,19 @@ import pytest
 import trio
 from rich.console import Console
 
-from dialog_local import report
-from dialog_local.audio import UnreadableAudio, decode
-from dialog_local.call import app
-from dialog_local.carrier import PhoneCompany
-from dialog_local.conversation import Conversation, Step, Taken, Trace, Turn
-from dialog_local.events import Answered, Cleared, Ended, Event, Said, VoiceBegan, VoiceEnded
-from dialog_local.line import FRAME_SECONDS, Line
-from dialog_local.media import Clear, Media
-from dialog_local.phonecall import Call
-from dialog_local.playout import SILENCE
-from dialog_local.recording import stereo_wav, telephone_audio
-from dialog_local.report import LiveReport, agent_utterances, match_words, summarise, words
-from dialog_local.session import Line as CommandLineTurn
+from dialog_local.call import report
+from dialog_local.call.command import app
+from dialog_local.call.conversation import Conversation, Step, Taken, Trace, Turn
+from dialog_local.call.recording import stereo_wav, telephone_audio
+from dialog_local.call.report import LiveReport, agent_utterances, match_words, summarise, words
+from dialog_local.call.session import Line as CommandLineTurn
+from dialog_local.carrier.company import PhoneCompany
+from dialog_local.carrier.events import Answered, Cleared, Ended, Event, Said, VoiceBegan, VoiceEnded
+from dialog_local.carrier.line import FRAME_SECONDS, Line
+from dialog_local.carrier.media import Clear, Media
+from dialog_local.carrier.phonecall import Call
+from dialog_local.carrier.playout import SILENCE
+from dialog_local.speech.audio import UnreadableAudio, decode
 
 LOUD = bytes([0x80, 0x00]) * 4000  # a second
 

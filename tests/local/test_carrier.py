@@ -24,9 +24,9 @@ from twilio.http.response import Response as TwilioResponse
 from twilio.request_validator import RequestValidator
 from twilio.rest import Client
 
-from dialog_local import playout, twiml
-from dialog_local.carrier import PhoneCompany
-from dialog_local.events import (
+from dialog_local.carrier import playout, twiml
+from dialog_local.carrier.company import PhoneCompany
+from dialog_local.carrier.events import (
     AgentAudioBegan,
     AgentAudioEnded,
     Answered,
@@ -41,10 +41,10 @@ from dialog_local.events import (
     VoiceBegan,
     VoiceEnded,
 )
-from dialog_local.line import audible_span
-from dialog_local.phonecall import Call, CallEnded
-from dialog_local.playout import Playout
-from dialog_local.webhooks import signature
+from dialog_local.carrier.line import audible_span
+from dialog_local.carrier.phonecall import Call, CallEnded
+from dialog_local.carrier.playout import Playout
+from dialog_local.carrier.webhooks import signature
 
 SID, TOKEN = "AC" + "1" * 32, "secret"
 LOUD = bytes([0x80, 0x00]) * 80  # 20 ms of the loudest square wave

@@ -21,7 +21,8 @@ from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
 from dialog_local import load, load_client, load_server
-from dialog_local.load_client import CallFailed, Meter, Stream
+from dialog_local.load_client import Meter
+from dialog_local.load_wire import STAMP, CallFailed, Stream
 
 ECHO = Path(__file__).parents[2] / "examples" / "echo"
 FORGETFUL = """
@@ -231,7 +232,7 @@ def test_a_frame_carries_the_time_and_silence_in_twilios_form() -> None:
     stream.start()
     [message] = read(opened(), stream.media(123.456))
     payload = base64.b64decode(message["media"].pop("payload"))
-    assert payload == load_client._STAMP.pack(123.456) + b"\xff" * 152
+    assert payload == STAMP.pack(123.456) + b"\xff" * 152
     assert message == {
         "event": "media",
         "sequenceNumber": "2",

@@ -31,7 +31,6 @@ class ModelServer:
         self.scripts: list[Script | int] = []  # an int is an HTTP status
         self.requests: list[dict[str, Any]] = []
         self.connections = 0
-        self.broken_off = 0
         self.url = ""
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -43,7 +42,7 @@ class ModelServer:
                     return
                 connection.start_next_cycle()
         except trio.BrokenResourceError:
-            self.broken_off += 1
+            return  # an interrupted agent closes the connection in mid-answer
 
     async def _exchange(self, connection: h11.Connection, stream: trio.SocketStream) -> bool:
         request, body = None, b""

@@ -108,7 +108,7 @@ class TwilioGateway:
         return self._twiml(self._next(call))
 
     def _leg(self, metadata: Metadata, emit: Callable[[Event], None]) -> Leg:
-        return TwilioLeg(metadata, self._config.twilio.account_sid, self._rest, self._config.calls.silence_timeout, emit)
+        return TwilioLeg(metadata, self._rest, self._config.calls.silence_timeout, emit)
 
     def _after(self, form: Form) -> Response:
         """A stream has ended; Twilio asks what now."""

@@ -30,12 +30,9 @@ class _NotOurs(Exception):
 class TwilioLeg(Leg):
     """A call at Twilio. What its socket sends that makes no sense is counted and dropped; see `docs/carriers.md`."""
 
-    def __init__(
-        self, metadata: Metadata, account_sid: str, rest: TwilioRest, silence_s: float, emit: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, metadata: Metadata, rest: TwilioRest, silence_s: float, emit: Callable[[Event], None]) -> None:
         super().__init__(emit)
         self._metadata = metadata
-        self._account_sid = account_sid
         self._rest = rest
         self._silence_s = silence_s
         self._socket: MediaSocket | None = None
@@ -118,27 +115,29 @@ class TwilioLeg(Leg):
             elif message is not None:
                 self.counts["unexpected"] += 1  # a second `connected` or `start`
 
-    async def _start(self, socket: MediaSocket) -> wire.StartDetails:
+    async def _start(self, socket: MediaSocket) -> wire.Start:
         while not isinstance(message := await self._receive(socket), wire.Start):
-            if not isinstance(message, wire.Connected):
+            if message is not None and not isinstance(message, wire.Connected):
                 self.counts["before_start"] += 1
         start = message.start
         if start.call_sid != self._metadata.call_id:
             raise _NotOurs("the stream is another call's")
-        if start.account_sid and start.account_sid != self._account_sid:
+        account_sid = self._metadata.fields.get("AccountSid")
+        if start.account_sid and account_sid and start.account_sid != account_sid:
             raise _NotOurs("the stream is another account's")
         if start.media_format.encoding != _ENCODING or start.media_format.sample_rate != 8000:
             raise _NotOurs(f"the stream's format is {start.media_format.encoding}", CloseCode.UNSUPPORTED_DATA)
-        return start
+        return message
 
-    def _open(self, socket: MediaSocket, start: wire.StartDetails) -> None:
+    def _open(self, socket: MediaSocket, message: wire.Start) -> None:
+        start = message.start
         self._socket = socket
-        self._stream_sid = start.stream_sid
-        self._encoder = wire.Encoder(start.stream_sid)
+        self._stream_sid = start.stream_sid or message.stream_sid
+        self._encoder = wire.Encoder(self._stream_sid)
         self._heard_at = trio.current_time()
         known = self._metadata
         self.emit(Metadata(known.call_id, known.carrier, known.caller, known.callee, known.fields, start.custom_parameters))
-        self.emit(StreamingStarted(start.stream_sid, _ENCODING, 8000))
+        self.emit(StreamingStarted(self._stream_sid, _ENCODING, 8000))
         self.open = True
         self.opened()
 
@@ -156,7 +155,8 @@ class TwilioLeg(Leg):
 
     def _media(self, message: wire.Media) -> None:
         """Pass a frame on, in the order of arrival: TCP keeps it, and Twilio's numbers add nothing."""
-        if message.stream_sid != self._stream_sid or not message.media.track.startswith("inbound"):
+        of_this_stream = message.stream_sid in ("", self._stream_sid)
+        if not of_this_stream or not message.media.track.startswith("inbound"):
             self.counts["foreign"] += 1
             return
         try:

@@ -6,10 +6,12 @@ out, where Twilio warns of them (31951).
 """
 
 import binascii
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+Number = Annotated[int, Meta(ge=0, lt=1 << 53)]  # what JSON can express exactly, and what the pipe can carry
 
 
 class Malformed(Exception):
@@ -54,8 +56,8 @@ class MediaDetails(Struct, frozen=True):
     """A frame: `timestamp` in milliseconds since the stream began, `payload` in base64."""
 
     payload: str
-    timestamp: int = 0
-    chunk: int = 0
+    timestamp: Number = 0
+    chunk: Number = 0
     track: str = "inbound"
 
 

@@ -1,0 +1,1 @@
+"""A chat-completions endpoint (`completions`) with a scripted receptionist behind it, which is no language model."""

@@ -1,0 +1,1 @@
+"""`dialogctl call`: place a call, and show the conversation as it happens."""

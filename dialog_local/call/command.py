@@ -1,0 +1,173 @@
+"""`dialogctl call`: place a call on this machine, hear what the agent makes of it, and see where the time went.
+
+It is a phone company and a caller in one process. Any dialogd can be called; with its configuration at hand, the agent's own
+account of the call is shown too.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+from cyclopts import App, Parameter, Token
+from rich.console import Console
+
+from dialog_local.call import report
+from dialog_local.call.report import Summary
+from dialog_local.call.session import Failed, Line, Session, Target
+from dialog_local.call.speech_client import SpeechUnavailable
+from dialog_local.speech.audio import UnreadableAudio
+from dialog_supervisor.config import ConfigError, load, split_address
+
+PASSING_SHARE = 0.8  # of the agent's words; the recogniser's own mistakes on telephone audio take the rest
+_ACCOUNT = "AC" + "0" * 32
+
+
+def _turns(_type: Any, tokens: Sequence[Token]) -> tuple[Line, ...]:
+    """Keep `--say` and `--wav` in the order of the command line, which two parameters would lose."""
+    return tuple(Line("--wav" if token.keyword == "--wav" else "--say", token.value) for token in tokens)
+
+
+ConfigFile = Annotated[Path, Parameter(name=["-c", "--config"], env_var="DIALOG_CONFIG")]
+Turns = Annotated[
+    tuple[Line, ...],
+    Parameter(name=["--say", "--wav"], converter=_turns, n_tokens=1, accepts_keys=False, negative=(), show_default=False),
+]
+Flag = Annotated[bool, Parameter(negative=())]
+
+app = App(name="dialogctl call", help_format="plaintext")
+
+
+@app.default
+def call(
+    *,
+    turns: Turns = (),
+    text: Flag = False,
+    interrupt: int | None = None,
+    out: Path | None = None,
+    from_: Annotated[str, Parameter(name="--from")] = "+15550001111",
+    to: str = "+15550002222",
+    url: str = "",
+    token: str = "",
+    account_sid: str = "",
+    check: Flag = False,
+    max_seconds: float = 300.0,
+    json: Flag = False,
+    config: ConfigFile = Path("dialog.toml"),
+) -> int:
+    """Place a call on this machine and hear the answer.
+
+    Parameters
+    ----------
+    turns
+        What the caller says: words for the local voice, or a WAV file. Repeat either, in the order of the conversation.
+    text
+        Type what the caller says, line by line; an empty line hangs up.
+    interrupt
+        Say turn N over the agent's answer instead of after it.
+    out
+        Write the call to a stereo WAV file: the caller left, the agent right.
+    from_
+        The caller's number.
+    to
+        The number called.
+    url
+        A voice webhook to call instead of the configured dialogd; needs --token.
+    token
+        The auth token to sign with, for --url.
+    account_sid
+        The account's SID, for --url.
+    check
+        Fail unless 80 % of the words that the agent said are recognised in its voice.
+    max_seconds
+        Hang up after that long.
+    json
+        Print the summary as JSON, and nothing else on stdout.
+    config
+        The configuration file that dialogd runs with.
+    """
+    console = Console(stderr=json, highlight=False, markup=False, emoji=False)
+    if usage := _usage_error(turns, text=text, interrupt=interrupt, url=url, token=token):
+        return _complain(usage, 2)
+    expected: BaseException | None = None
+    try:
+        target = _remote(url, token, account_sid) if url else _configured(config)
+        session = Session(target, console, from_, to, out, check=check, max_seconds=max_seconds)
+        summary = trio.run(session.run, turns, text, interrupt)
+    except* (Failed, ConfigError, SpeechUnavailable, UnreadableAudio, KeyboardInterrupt) as group:
+        expected = _first(group)
+    if isinstance(expected, KeyboardInterrupt):
+        return 130
+    if expected is not None:
+        return _complain(str(expected), 1)
+    if json:
+        print(msgspec.json.format(msgspec.json.encode(summary)).decode())
+    else:
+        report.print_summary(console, summary)
+    doubt = _check_failure(summary) if check else ""
+    return _complain(doubt, 1) if doubt else 0
+
+
+def _usage_error(turns: Sequence[Line], *, text: bool, interrupt: int | None, url: str, token: str) -> str:
+    """Return what is wrong with a combination of options, "" for nothing."""
+    if bool(turns) == text:
+        return "say something: give --say TEXT or --wav FILE (repeatedly), or --text to type"
+    if interrupt is not None and not 1 <= interrupt <= len(turns):
+        return f"--interrupt {interrupt}: there are {len(turns)} turns; give the number of one"
+    if url and not token:
+        return f"--url {url} needs --token: the auth token that its webhooks are signed with"
+    return ""
+
+
+def _remote(url: str, token: str, account_sid: str) -> Target:
+    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+        raise Failed(f"--url {url}: is not an address such as https://voice.example.com/twilio/voice")
+    return Target(url, account_sid or _ACCOUNT, token)
+
+
+def _configured(file: Path) -> Target:
+    """Read where dialogd listens. Raises `ConfigError`."""
+    config = load(file)
+    host, port = split_address(config.gateway.listen)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # what it listens on, seen from here
+    netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    rest = urlsplit(config.twilio.api_url)
+    local_rest = rest.hostname in {"127.0.0.1", "localhost", "::1"} and rest.port is not None
+    return Target(
+        config.gateway.public_url.rstrip("/") + "/twilio/voice",
+        config.twilio.account_sid,
+        config.twilio.auth_token,
+        via=f"{'https' if config.gateway.certificate else 'http'}://{netloc}",
+        rest_address=(str(rest.hostname), int(rest.port or 0)) if local_rest else None,
+        control_socket=config.control.socket,
+        start_command=f"dialogd -c {file}",
+    )
+
+
+def _check_failure(summary: Summary) -> str:
+    match = summary.words
+    if match is None:
+        return "--check: what the agent said is not known; it needs dialogd's control socket, and an agent that speaks"
+    if match.share < PASSING_SHARE:
+        return (
+            f"--check: {match.heard} of the {match.said} words that the agent said were recognised ({match.share:.0%}, "
+            f"at least {PASSING_SHARE:.0%} are needed); it sounded like: {match.recognised!r}"
+        )
+    return ""
+
+
+def _complain(reason: str, code: int) -> int:
+    print(f"dialogctl call: {reason}", file=sys.stderr)
+    return code
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
+if __name__ == "__main__":
+    sys.exit(app(result_action="return_value"))

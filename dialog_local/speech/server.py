@@ -1,0 +1,121 @@
+"""One port for everything that an agent needs besides the phone: Deepgram, Cartesia and OpenAI look-alikes on local models.
+
+The port opens at once; `/healthz` answers 503 until the models are loaded, and so does every request that needs one.
+"""
+
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_asgi
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from dialog_local.brain.completions import FIRST_TOKEN_MS, Completions, models
+from dialog_local.speech.listen import Ear, listen, transcribe_recording
+from dialog_local.speech.models import Moonshine, Piper
+from dialog_local.speech.speak import MAX_CONTEXTS, Mouth, tts_bytes, tts_websocket
+
+SHUTDOWN_SECONDS = 1.0  # for requests under way
+_WARM_UP = "Hello."
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass
+class Speech:
+    """The server's state: the models, once they are loaded."""
+
+    ear: Ear | None = None
+    mouth: Mouth | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Both models are loaded."""
+        return self.ear is not None and self.mouth is not None
+
+    async def load(self, max_contexts: int = MAX_CONTEXTS) -> None:
+        """Load the models, telling on stderr; each serves as soon as it is there."""
+        self.ear = Ear(await _loaded("recogniser", Moonshine))
+        mouth = Mouth(await _loaded("voice", _warm_voice), max_contexts)
+        self.mouth = mouth
+
+    def app(self, completions: Completions) -> Starlette:
+        """The routes."""
+
+        async def live(websocket: WebSocket) -> None:
+            await listen(websocket, self.ear)
+
+        async def recorded(request: Request) -> Response:
+            return await transcribe_recording(request, self.ear)
+
+        async def spoken(websocket: WebSocket) -> None:
+            await tts_websocket(websocket, self.mouth)
+
+        async def spoken_bytes(request: Request) -> Response:
+            return await tts_bytes(request, self.mouth)
+
+        async def healthz(_request: Request) -> Response:
+            return JSONResponse({"ready": self.ready}, 200 if self.ready else 503)
+
+        return Starlette(
+            routes=[
+                WebSocketRoute("/v1/listen", live),
+                Route("/v1/listen", recorded, methods=["POST"]),
+                WebSocketRoute("/tts/websocket", spoken),
+                Route("/tts/bytes", spoken_bytes, methods=["POST"]),
+                Route("/v1/chat/completions", completions.chat, methods=["POST"]),
+                Route("/v1/models", models),
+                Route("/healthz", healthz),
+            ]
+        )
+
+
+def _warm_voice() -> Piper:
+    """A voice that has spoken: its first sentence takes several times as long as the next."""
+    voice = Piper()
+    voice.say(_WARM_UP)
+    return voice
+
+
+async def _loaded(what: str, load: Callable[[], Loaded]) -> Loaded:
+    print(f"loading the {what} … ", end="", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    loaded = await trio.to_thread.run_sync(load)
+    print(f"{time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    return loaded
+
+
+async def serve(
+    listener: socket.socket,
+    stop: Callable[[], Awaitable[None]] = trio.sleep_forever,
+    *,
+    max_contexts: int = MAX_CONTEXTS,
+    first_token_ms: float = FIRST_TOKEN_MS,
+) -> None:
+    """Serve on a listening socket, which becomes the server's own, until `stop` returns."""
+    host, port = listener.getsockname()[:2]
+    print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+    speech = Speech()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(speech.load, max_contexts)
+        await serve_app(speech.app(Completions(first_token_ms / 1000)), listener, stop)
+        nursery.cancel_scope.cancel()
+
+
+async def serve_app(app: Starlette, listener: socket.socket, stop: Callable[[], Awaitable[None]]) -> None:
+    """Serve an application on a listening socket until `stop` returns."""
+    config = Config()
+    config.loglevel = "ERROR"
+    config.graceful_timeout = SHUTDOWN_SECONDS
+    config.bind = [f"fd://{listener.detach()}"]
+    # Hypercorn types an application's messages more narrowly than Starlette does.
+    await serve_asgi(app, config, shutdown_trigger=stop)  # type: ignore[arg-type]

@@ -1,0 +1,315 @@
+"""A real `dialogd` process with a configuration of its own, seen from outside: its log, its control socket, its traces in /proc."""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import trio
+
+DIALOGD = Path(sys.executable).with_name("dialogd")
+ACCOUNT_SID = "AC" + "5" * 32
+AUTH_TOKEN = "the-carriers-secret"
+PUBLIC_URL = "http://voice.test"  # resolved nowhere: clients connect to the address that dialogd logs
+NOWHERE = "http://127.0.0.1:9"  # the discard port: refuses connections, and never leaves this machine
+PATIENCE_S = 15.0  # for anything that should take milliseconds, on a busy machine
+_MARK = "DIALOGD_TEST_RUN"  # in the environment of every process that descends from one dialogd
+
+LogLine = dict[str, Any]
+
+PROBE = '''
+"""An echo that does as the caller's keys say."""
+
+import os
+import sys
+import time
+
+import trio
+
+from dialog_worker import Agent, Dtmf, Media, Message, MessageDispatched, Metadata, RequestFailed, VoIP
+
+
+class Probe(Agent):
+    """Says back whatever it hears, and misbehaves when asked to."""
+
+    stubborn = False
+
+    def on_media(self, media: Media) -> None:
+        self.voip.post(Message("echo", media.payload))
+
+    async def on_metadata(self, metadata: Metadata) -> None:
+        self.voip.trace("metadata", metadata.caller, metadata.fields | metadata.parameters)
+
+    async def on_message_dispatched(self, dispatched: MessageDispatched) -> None:
+        self.voip.trace("dispatched", dispatched.uuid, {"interrupted": str(dispatched.interrupted)})
+
+    async def on_dtmf(self, dtmf: Dtmf) -> None:
+        await {"1": self.fail, "2": self.block, "3": self.leave, "4": self.stay, "5": self.goodbye, "6": self.cut,
+               "7": self.flood, "8": self.garbage, "9": self.sys_exit, "0": self.tell}[dtmf.digit]()
+
+    async def fail(self) -> None:
+        raise RuntimeError("the agent's own mistake")
+
+    async def block(self) -> None:
+        time.sleep(60)
+
+    async def leave(self) -> None:
+        os._exit(7)
+
+    async def sys_exit(self) -> None:
+        sys.exit("enough")
+
+    async def stay(self) -> None:
+        self.stubborn = True
+        self.voip.trace("stubborn", "")
+
+    async def goodbye(self) -> None:
+        self.voip.post(Message("goodbye", b"\\x7f" * 1600, done=True))
+        await self.end(after_playout=True)
+
+    async def cut(self) -> None:
+        await self.end(after_playout=False)
+
+    async def end(self, *, after_playout: bool) -> None:
+        try:
+            await self.voip.hangup(after_playout=after_playout)
+        except RequestFailed as error:
+            failure = error.failure
+            self.voip.trace("failed", failure.message, {"kind": failure.kind, "code": str(failure.code)})
+
+    async def flood(self) -> None:
+        for _ in range(7):
+            self.voip.post(Message("music", b"\\x7f" * 8000 * 60))
+            await self.voip.room()
+        self.voip.trace("flooded", "")
+
+    async def garbage(self) -> None:
+        self.voip._link._sock.send(b"\\xff" * 64)
+
+    async def tell(self) -> None:
+        self.voip.trace("alive", str(os.getpid()))
+
+    async def run(self) -> None:
+        await super().run()
+        if self.stubborn:
+            await trio.sleep_forever()
+
+
+def create(voip: VoIP) -> Agent:
+    """Make the agent of one call."""
+    return Probe(voip=voip)
+'''
+
+
+def write_agent(directory: Path, source: str) -> Path:
+    """Write an agent's code and return its directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "agent.py").write_text(source)
+    return directory
+
+
+def write_config(directory: Path, agent: Path, **sections: Mapping[str, object]) -> Path:
+    """Write a dialog.toml for `agent`, with `sections` added to or replacing what a test needs anyway. Return its path."""
+    tables: dict[str, dict[str, object]] = {
+        "gateway": {"listen": "127.0.0.1:0", "public_url": PUBLIC_URL},
+        "twilio": {"account_sid": ACCOUNT_SID, "auth_token": "env:TWILIO_AUTH_TOKEN", "api_url": NOWHERE},
+        "agent": {"path": str(agent)},
+        "calls": {"ending_timeout": 2},
+        "control": {"socket": str(directory / "control.sock")},
+    }
+    for name, values in sections.items():
+        tables.setdefault(name, {}).update(values)
+    file = directory / "dialog.toml"
+    file.write_text("\n".join(line for name, values in tables.items() for line in _table(name, values)))
+    return file
+
+
+def _table(name: str, values: Mapping[str, object]) -> Iterator[str]:
+    yield f"[{name}]"
+    for key, value in values.items():
+        yield f"{key} = {json.dumps(value)}"  # of strings, numbers and booleans, JSON is TOML too
+
+
+class Dialogd:
+    """One process. `output` and `log` grow while it runs: what it wrote to stderr, and those lines of it that are JSON."""
+
+    def __init__(self, config: Path, environ: Mapping[str, str]) -> None:
+        self.config = config
+        self.directory = config.parent
+        self.public_url = PUBLIC_URL
+        self.tls: ssl.SSLContext | None = None
+        self.output: list[str] = []
+        self.log: list[LogLine] = []
+        self.expects_traceback = False
+        self._run = uuid.uuid4().hex
+        self._news = threading.Condition()
+        secrets = {"TWILIO_AUTH_TOKEN": AUTH_TOKEN, _MARK: self._run}
+        self._process = subprocess.Popen(
+            [DIALOGD, "-c", config],
+            env=os.environ | secrets | dict(environ),
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )
+        self.pid = self._process.pid
+        self._reader = threading.Thread(target=self._read, name="dialogd's stderr")
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._news:
+                self.output.append(text := line.decode())
+                if text.startswith("{"):
+                    self.log.append(json.loads(text))
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def find(self, **wanted: object) -> list[LogLine]:
+        """Return the log's lines that have these values."""
+        return [line for line in self.log if wanted.items() <= line.items()]
+
+    def wait_for_log(self, **wanted: object) -> LogLine:
+        """Return the first line of the log with these values, when there is one."""
+        with self._news:
+            if not self._news.wait_for(lambda: self.find(**wanted) or self._process.poll() is not None, PATIENCE_S):
+                raise AssertionError(f"not logged in {PATIENCE_S} s: {wanted}\n{self.text}")
+        assert (found := self.find(**wanted)), f"never logged: {wanted}\n{self.text}"
+        return found[0]
+
+    async def logged(self, **wanted: object) -> LogLine:
+        """Wait for a line of the log with these values and return it."""
+        return await trio.to_thread.run_sync(lambda: self.wait_for_log(**wanted))
+
+    @property
+    def text(self) -> str:
+        """All that was written to stderr."""
+        return "".join(self.output)
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+        return int(self.wait_for_log(event="ready")["listen"].rpartition(":")[2])
+
+    # The control socket
+
+    async def ask(self, path: str, method: str = "GET") -> Any:
+        """Ask over the control socket, as `dialogctl` does."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.directory / "control.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client:
+            response = await client.request(method, path)
+            return response.raise_for_status().json()
+
+    async def steps(self, call_id: str, count: int = 1, **wanted: str) -> list[dict[str, Any]]:
+        """Return the first `count` steps of a call that have these values, as soon as there are so many."""
+        return await trio.to_thread.run_sync(self._watch, call_id, count, wanted)
+
+    def _watch(self, call_id: str, count: int, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        transport = httpx.HTTPTransport(uds=str(self.directory / "control.sock"))
+        with (
+            httpx.Client(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client,
+            client.stream("GET", f"/calls/{call_id}/events") as response,
+        ):
+            for line in response.iter_lines():
+                if wanted.items() <= (step := json.loads(line)).items():
+                    found.append(step)
+                if len(found) == count:
+                    return found
+        raise AssertionError(f"the call ended with {len(found)} steps {wanted}, not {count}\n{self.text}")
+
+    async def step(self, call_id: str, **wanted: str) -> dict[str, Any]:
+        """Return the first step of a call that has these values, as soon as there is one."""
+        return (await self.steps(call_id, **wanted))[0]
+
+    async def ended(self, call_id: str) -> LogLine:
+        """Wait until a call is over and return the line of the log that says so."""
+        return await self.logged(event="call ended", call=call_id)
+
+    # Its traces in the system
+
+    def descriptors(self) -> int:
+        """How many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def threads(self) -> int:
+        """How many threads it has."""
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
+    def processes(self) -> list[int]:
+        """Return the pids of itself and of everything that descends from it, also what it has lost sight of."""
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self._descends(pid)]
+
+    def _descends(self, pid: int) -> bool:
+        try:
+            return f"{_MARK}={self._run}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False  # gone meanwhile
+
+    def children(self) -> list[int]:
+        """Return the pids of its children, zombies included."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    # Its end
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def exit_code(self) -> int:
+        """Wait until it has exited and return how."""
+        code = self._process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
+    async def exited(self) -> int:
+        """Wait, without holding up the loop, until it has exited and return how."""
+        return await trio.to_thread.run_sync(self.exit_code)
+
+    def stop(self) -> None:
+        """Have it stop, and check that it went well: exit code, no process left, no traceback in its log."""
+        if self._process.poll() is None:
+            self.signal(signal.SIGTERM)
+        assert self.exit_code() == 0, self.text
+        assert self.processes() == []
+        assert not (self.directory / "control.sock").exists()
+        if not self.expects_traceback:
+            assert "Traceback" not in self.text, self.text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+
+@contextmanager
+def running(
+    directory: Path, *, agent: Path | str = PROBE, environ: Mapping[str, str] | None = None, **sections: Mapping[str, object]
+) -> Iterator[Dialogd]:
+    """Run a `dialogd` until the block is left, and check that it stops well.
+
+    `agent` is an agent's source or the directory of one, `sections` the tables of dialog.toml.
+    """
+    directory.mkdir(parents=True)
+    path = write_agent(directory / "agent", agent) if isinstance(agent, str) else agent
+    with Dialogd(write_config(directory, path, **sections), environ or {}) as dialogd:
+        dialogd.public_url = str(sections.get("gateway", {}).get("public_url", PUBLIC_URL))
+        dialogd.wait_for_log(event="ready")
+        yield dialogd
+        dialogd.stop()

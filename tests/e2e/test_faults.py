@@ -1,0 +1,70 @@
+"""Workers that fail, hang, leave or stay: each costs its own call alone, which ends politely and says why in the log."""
+
+import pytest
+import trio
+
+from tests.conftest import StartDialogd
+from tests.e2e.daemon import Dialogd
+from tests.e2e.twilio_client import Twilio, verbs
+
+
+@pytest.fixture(scope="module")
+def dialogd(start_shared_dialogd: StartDialogd) -> Dialogd:
+    dialogd = start_shared_dialogd(calls={"shutdown_grace": 0.5})
+    dialogd.expects_traceback = True  # the agents' own
+    return dialogd
+
+
+FAULTS = {
+    "1": ("worker died in mid-call", 1),
+    "2": ("worker hangs and is killed", -9),
+    "3": ("worker died in mid-call", 7),
+    "8": ("worker breaks the protocol and is killed", -9),
+    "9": ("worker died in mid-call", 1),
+}
+
+
+@pytest.mark.parametrize("key", FAULTS, ids=["raises", "blocks its loop", "exits", "sends garbage", "calls sys.exit"])
+async def test_an_agent_that_breaks_ends_its_own_call_and_no_other(dialogd: Dialogd, key: str) -> None:
+    event, exit_code = FAULTS[key]
+    async with Twilio(dialogd) as twilio, twilio.streaming() as bystander:
+        async with twilio.streaming() as call:
+            await call.echo()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_converse, bystander)
+                await call.press(key)
+                assert await call.closed() == 1000
+                nursery.cancel_scope.cancel()
+            assert verbs(await call.after()) == ["Say", "Hangup"]
+            ended = await dialogd.ended(call.sid)
+        while await bystander.hear() != b"last":
+            await bystander.say(b"last")
+    assert ended["reason"] == f"worker died ({exit_code})"
+    assert dialogd.find(event=event, call=call.sid)
+
+
+async def _converse(call) -> None:  # type: ignore[no-untyped-def]
+    while True:
+        await call.echo()
+        await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("key", "cause"), [("1", "RuntimeError: the agent's own mistake"), ("9", "SystemExit: enough")])
+async def test_the_log_has_the_agents_own_traceback(dialogd: Dialogd, key: str, cause: str) -> None:
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        await call.press(key)
+        await call.closed()
+        await call.after()
+        await dialogd.ended(call.sid)
+    told = [line["event"] for line in dialogd.find(call=call.sid, level="error", logger="agent")]
+    assert any(cause in text and "agent.py" in text for text in told), told
+
+
+async def test_an_agent_that_ignores_shutdown_is_killed_after_its_grace(dialogd: Dialogd) -> None:
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        await call.press("4")
+        await dialogd.step(call.sid, kind="stubborn")
+        await call.stop()
+        await dialogd.ended(call.sid)
+    assert dialogd.find(event="worker did not leave and is killed", call=call.sid)
+    assert (await dialogd.ask("/status"))["workers"] == 0

@@ -1,0 +1,172 @@
+"""How `dialogd` starts, stops, and stays the same size."""
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.conftest import StartDialogd
+from tests.e2e.daemon import AUTH_TOKEN, DIALOGD, Dialogd, write_agent, write_config
+from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
+
+MANY = int(os.environ.get("DIALOG_MANY_CALLS", "150"))
+AT_ONCE = 10
+
+
+async def test_sigterm_brings_every_caller_the_fallback_and_then_exits_0(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd(calls={"ending_timeout": 5}, fallback={"dial": "+14155550111"})
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        await call.echo()
+        dialogd.signal(signal.SIGTERM)
+        assert await call.closed() == 1000
+        assert verbs(await PhoneCall(twilio).ring()) == ["Dial"]
+        answer = await call.after()
+        assert await dialogd.exited() == 0
+        call.document.clear()
+    assert verbs(answer) == ["Dial"]
+
+
+async def test_a_second_sigterm_stops_at_once(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd(calls={"ending_timeout": 60, "shutdown_grace": 60})
+    async with Twilio(dialogd) as twilio:
+        call = PhoneCall(twilio)
+        await call.ring()
+        async with call.stream():
+            await call.press("4")
+            await dialogd.step(call.sid, kind="stubborn")
+            dialogd.signal(signal.SIGTERM)
+            await dialogd.logged(event="stopping")
+            dialogd.signal(signal.SIGTERM)
+            with trio.fail_after(5):
+                assert await dialogd.exited() == 0
+
+
+async def test_sigint_stops_as_sigterm_does(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd()
+    dialogd.signal(signal.SIGINT)
+    assert await dialogd.exited() == 0
+
+
+BAD_AGENTS = {
+    "cannot be imported": ("import no_such_module\n", "No module named 'no_such_module'"),
+    "raises": ("def boom():\n    raise ValueError('my mistake')\n\nboom()\n", "ValueError: my mistake"),
+    "is a syntax error": ("def create(voip)\n    pass\n", "SyntaxError"),
+    "has no such function": ("def other(voip): ...\n", "create"),
+    "is no function": ("create = 5\n", "not a function"),
+    "exits": ("import sys\nsys.exit('no')\n", "SystemExit: no"),
+    "starts a thread": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True, name='mine').start()\n"
+        "def create(voip): ...\n",
+        "started threads (mine)",
+    ),
+    "opens a connection": ("import socket\nmine = socket.socket()\ndef create(voip): ...\n", "network connection"),
+    "kills its process": ("import os\nos._exit(3)\n", "ended before it was ready"),
+}
+
+
+def run(config: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a dialogd that will not start and return what it said."""
+    environ = os.environ | {"TWILIO_AUTH_TOKEN": AUTH_TOKEN}
+    return subprocess.run([DIALOGD, "-c", config, *more], env=environ, capture_output=True, text=True, timeout=20)
+
+
+@pytest.mark.parametrize(("source", "reason"), BAD_AGENTS.values(), ids=BAD_AGENTS)
+def test_an_entry_that_cannot_serve_ends_dialogd_with_its_authors_traceback(
+    tmp_path: Path, source: str, reason: str
+) -> None:
+    said = run(write_config(tmp_path, write_agent(tmp_path / "agent", source)))
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr.startswith("dialogd: the agent cannot serve calls:\n\n")
+    assert reason in said.stderr
+    assert "dialog_supervisor" not in said.stderr
+    assert "importlib" not in said.stderr
+
+
+def test_the_authors_traceback_names_file_and_line(tmp_path: Path) -> None:
+    source, _ = BAD_AGENTS["raises"]
+    said = run(write_config(tmp_path, write_agent(tmp_path / "agent", source)))
+    assert f'File "{tmp_path}/agent/agent.py", line 2, in boom' in said.stderr
+
+
+def test_a_busy_port_ends_dialogd_with_one_sentence(tmp_path: Path) -> None:
+    agent = write_agent(tmp_path / "agent", "def create(voip): ...\n")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        said = run(write_config(tmp_path, agent, gateway={"listen": address}))
+    assert said.returncode == 1
+    assert said.stderr == f"dialogd: {tmp_path}/dialog.toml: gateway.listen = '{address}': another program listens there\n"
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"gateway": {"public_url": "voice.test"}},
+        {"gateway": {"listen": "8080"}},
+        {"gateway": {"unheard_of": 1}},
+        {"twilio": {"auth_token": "env:NO_SUCH_VARIABLE"}},
+        {"calls": {"connect_timeout": -1}},
+        {"gateway": {"certificate": "none.pem", "key": "none.pem"}},
+    ],
+)
+def test_a_bad_configuration_ends_dialogd_with_one_sentence(tmp_path: Path, sections: dict[str, dict[str, object]]) -> None:
+    said = run(write_config(tmp_path, write_agent(tmp_path / "agent", "def create(voip): ...\n"), **sections))
+    assert said.returncode == 1
+    assert said.stderr.startswith(f"dialogd: {tmp_path}/dialog.toml: ")
+    assert said.stderr.count("\n") == 1
+
+
+def test_a_missing_configuration_ends_dialogd_with_one_sentence(tmp_path: Path) -> None:
+    said = run(tmp_path / "none.toml")
+    assert said.returncode == 1
+    assert said.stderr.startswith(f"dialogd: {tmp_path}/none.toml: no such file")
+
+
+def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:
+    said = run(tmp_path / "none.toml", "--unheard-of")
+    assert said.returncode == 2
+    assert "--unheard-of" in said.stdout + said.stderr
+    assert "Traceback" not in said.stderr
+
+
+async def test_many_short_calls_leave_nothing_behind(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd()
+    async with Twilio(dialogd) as twilio:
+        await _short_calls(twilio, AT_ONCE)
+        before = await _size(dialogd)
+        for _ in range(0, MANY, AT_ONCE):
+            await _short_calls(twilio, AT_ONCE)
+        assert await _size(dialogd) == before
+    assert len(dialogd.find(event="call ended", reason="the carrier stopped the stream")) >= MANY
+
+
+async def _short_calls(twilio: Twilio, count: int) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(_short_call, twilio)
+
+
+async def _short_call(twilio: Twilio) -> None:
+    async with twilio.streaming() as call:
+        await call.echo()
+        await call.stop()
+        assert await call.closed() == 1000
+
+
+async def _size(dialogd: Dialogd) -> dict[str, int]:
+    """Return what dialogd holds once no call is left."""
+    with trio.fail_after(10):
+        while (
+            any((status := await dialogd.ask("/status"))[what] for what in ("calls", "workers"))
+            or status["connections"] > AT_ONCE
+        ):
+            await trio.lowlevel.checkpoint()
+    return {
+        "descriptors": dialogd.descriptors() - status["connections"],
+        "threads": dialogd.threads(),
+        "children": len(dialogd.children()),
+        "processes": len(dialogd.processes()),
+    }
