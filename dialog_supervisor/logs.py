@@ -51,6 +51,12 @@ def _masked(key: str, value: Any) -> Any:
     return value
 
 
+def _in_order(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put first what every line has, so that lines can be read one below the other."""
+    first = {key: event[key] for key in ("timestamp", "level", "event", "call") if key in event}
+    return {**first, **event}
+
+
 def _drop_speech(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if event.get("speech"):
         raise structlog.DropEvent
@@ -60,7 +66,7 @@ def _drop_speech(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 def configure(config: LogConfig) -> None:
     """Set up logging for this process. Standard-library loggers of our libraries end in the same lines, from warnings on."""
     readable = sys.stderr.isatty() if config.format == "auto" else config.format == "console"
-    renderer = structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer()
+    renderer = structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(ensure_ascii=False)
     shared: list[structlog.typing.Processor] = [
         *([] if config.transcripts else [_drop_speech]),
         structlog.contextvars.merge_contextvars,
@@ -69,6 +75,7 @@ def configure(config: LogConfig) -> None:
         structlog.processors.StackInfoRenderer(),
         *([] if readable else [structlog.processors.format_exc_info]),
         _mask_event,
+        _in_order,
     ]
     structlog.configure(
         processors=[*shared, renderer],

@@ -5,7 +5,7 @@ account of the call is shown too.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -92,11 +92,20 @@ def call(
     console = Console(stderr=json, highlight=False, markup=False, emoji=False)
     if usage := _usage_error(turns, text=text, interrupt=interrupt, url=url, token=token):
         return _complain(usage, 2)
-    expected: BaseException | None = None
-    try:
+
+    def converse() -> Summary:
         target = _remote(url, token, account_sid) if url else _configured(config)
         session = Session(target, console, from_, to, out, check=check, max_seconds=max_seconds)
-        summary = trio.run(session.run, turns, text, interrupt)
+        return trio.run(session.run, turns, text, interrupt)
+
+    return _outcome(converse, console, json=json, check=check)
+
+
+def _outcome(converse: Callable[[], Summary], console: Console, *, json: bool, check: bool) -> int:
+    """Have the conversation, print its summary or why there is none, and return the exit code."""
+    expected: BaseException | None = None
+    try:
+        summary = converse()
     except* (Failed, ConfigError, SpeechUnavailable, UnreadableAudio, KeyboardInterrupt) as group:
         expected = _first(group)
     if isinstance(expected, KeyboardInterrupt):
