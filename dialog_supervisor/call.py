@@ -350,9 +350,9 @@ class Call:
 
     def _trace(self, trace: Trace) -> None:
         if trace.kind == "log":
-            fields = dict(trace.fields)
-            level = fields.pop("level", "info")
-            getattr(log, level if level in ("debug", "info", "warning", "error") else "info")(trace.text, **fields)
+            level = trace.fields.get("level", "info")
+            say = getattr(log, level if level in ("debug", "info", "warning", "error") else "info")
+            say(trace.text, logger=trace.fields.get("logger", "agent"))
         elif trace.text:
             log.info(trace.kind, text=trace.text, speech=True)
         self._step(trace.kind, trace.text, trace.fields)

@@ -11,7 +11,7 @@ import trio
 
 from dialog_worker.agent.base import Agent
 from dialog_worker.provider import tls_context
-from dialog_worker.voip import VoIP, VoIPProxy
+from dialog_worker.voip import VoIP, VoIPProxy, sendable
 from protocol.framing import ProtocolError
 from protocol.link import Link, LinkClosed, OutboxFull
 from protocol.messages import Event, Heartbeat, Trace
@@ -50,7 +50,7 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
             code = 1
         except Exception as error:  # noqa: BLE001 - the call's boundary: what the agent raises is told to whoever keeps the log
             with suppress(LinkClosed, OutboxFull):
-                link.post(Trace("log", _explain(error), {"level": "error", "logger": "agent"}))
+                link.post(Trace("log", sendable(_explain(error)), {"level": "error", "logger": "agent"}))
             code = 1
         with trio.move_on_after(_LAST_WORDS_S):
             await link.room()
@@ -88,7 +88,7 @@ class _LinkHandler(logging.Handler):
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
         with suppress(LinkClosed, OutboxFull):
-            self._link.post(Trace("log", text[-_TRACEBACK_CHARACTERS:], {"level": level, "logger": record.name}))
+            self._link.post(Trace("log", sendable(text[-_TRACEBACK_CHARACTERS:]), {"level": level, "logger": record.name}))
 
 
 def _log_over(link: Link[Event]) -> None:

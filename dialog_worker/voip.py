@@ -105,6 +105,11 @@ class VoIP(ABC):
         await self.request(Dispose, timeout_s=REQUEST_TIMEOUT_S)
 
 
+def sendable(text: str) -> str:
+    """Return text without halves of surrogate pairs, which UTF-8 cannot express and some models write."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 class VoIPProxy(VoIP):
     """The line at the other end of the pipe, in the supervisor."""
 
@@ -132,7 +137,7 @@ class VoIPProxy(VoIP):
         self._tell(Abort(uuid))
 
     def trace(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
-        self._tell(Trace(kind, text, fields or {}))
+        self._tell(Trace(kind, sendable(text), {name: sendable(value) for name, value in (fields or {}).items()}))
 
     def _tell(self, command: Post | Abort | Trace) -> None:
         with suppress(LinkClosed):  # the call is over, and whoever iterates learns of it

@@ -7,13 +7,14 @@ No field is a list or `Any`: msgpack announces a sequence's length before its el
 announcement can be made to allocate gigabytes by five bytes.
 """
 
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 PROTOCOL_VERSION = 1
 
 Data = TypeVar("Data", str, bytes)
+Uuid = Annotated[str, Meta(max_length=128)]  # the supervisor remembers some of them for as long as a call lasts
 
 
 class Wire(Struct, frozen=True, array_like=True):
@@ -23,10 +24,10 @@ class Wire(Struct, frozen=True, array_like=True):
 class Message(Wire, Generic[Data], frozen=True, array_like=True):
     """One piece of something being said: text on its way to a voice, or audio on its way to a caller.
 
-    All pieces of one utterance share its `uuid`; the last has `done`, and may be empty.
+    All pieces of one utterance share its `uuid`, of at most 128 characters; the last has `done`, and may be empty.
     """
 
-    uuid: str
+    uuid: Uuid
     data: Data
     done: bool = False
 
@@ -165,7 +166,7 @@ class Post(Wire, frozen=True, tag="Post"):
 class Abort(Wire, frozen=True, tag="Abort"):
     """Stop saying this utterance, also where the carrier has already buffered it."""
 
-    uuid: str
+    uuid: Uuid
 
 
 class Checkpoint(Wire, frozen=True, tag="Checkpoint"):

@@ -81,21 +81,23 @@ class Answer:
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        """The calls it asks for; only those of a response that came to its end are complete."""
-        return list(self._calls.values()) if self.finish_reason is not None else []
+        """The calls it asks for; those of a response that was cut short are not complete, and not made."""
+        return list(self._calls.values()) if self.finish_reason in ("tool_calls", "stop", "function_call") else []
 
     def feed(self, chunk: ChatCompletionChunk) -> str:
         """Take a chunk and return the text in it. A chunk without choices carries usage figures."""
         if not chunk.choices:
             return ""
         choice = chunk.choices[0]
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        if choice.delta is None:  # some servers' last chunk
+            return ""
         for piece in choice.delta.tool_calls or ():
             call = self._calls.setdefault(piece.index, ToolCall())
             call.id = piece.id or call.id
             if piece.function is not None:
                 call.name = piece.function.name or call.name
                 call.arguments += piece.function.arguments or ""
-        self.finish_reason = choice.finish_reason or self.finish_reason
         return choice.delta.content or ""
 
 

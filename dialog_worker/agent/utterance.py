@@ -6,12 +6,13 @@ import trio
 
 from dialog_worker.participant import Word
 from dialog_worker.tts.base import TTS
-from dialog_worker.voip import VoIP
+from dialog_worker.voip import VoIP, sendable
 from protocol.messages import Message, MessageDispatched
 
 REPORT_TIMEOUT_S = 2.0  # for the report on an aborted utterance, which the supervisor sends at once
 _SPOKEN_CHARACTERS_PER_S = 15  # English at an even pace, where a voice gives no word timings
 _HEARD_SHARE = 0.5  # of a word, to count as heard
+_WORD_REACH = 24  # characters between a word and the next: one said otherwise than written is not looked for further on
 _WORD = re.compile(r"\S+")
 
 
@@ -33,6 +34,7 @@ class Utterance:
 
     def say(self, text: str) -> None:
         """Have the next piece said; after the end, nothing."""
+        text = sendable(text)
         if self._ended or not text:
             return
         self.text += text
@@ -61,9 +63,14 @@ class Utterance:
 
     def report(self, report: MessageDispatched) -> None:
         """What the supervisor says of it."""
-        if self._report is None:
-            self._report = report
-            self._reported.set()
+        if self._report is not None:
+            return
+        self._report = report
+        self._reported.set()
+        if report.interrupted and not self._was_cut:  # the line was lost: what is still to come has nobody to hear it
+            self._ended = self._was_cut = True
+            self._tts.abort(self.uuid)
+            self._voip.abort(self.uuid)
 
     @property
     def heard_now(self) -> str:
@@ -97,7 +104,7 @@ def heard_text(text: str, words: list[Word], played_ms: int) -> str:
     heard = sum(1 for word in words if word.start_ms + (word.end_ms - word.start_ms) * _HEARD_SHARE <= played_ms)
     end = 0
     for word in words[:heard]:
-        found = text.find(word.text, end)
+        found = text.find(word.text, end, end + len(word.text) + _WORD_REACH)
         end = found + len(word.text) if found != -1 else _next_word_end(text, end)
     return _up_to_word_end(text, end)
 

@@ -2,7 +2,7 @@
 
 import types
 import typing
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import msgspec
 from hypothesis import strategies as st
@@ -30,6 +30,8 @@ def any_of(kind: Any) -> st.SearchStrategy[Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in _SCALARS:
         return _SCALARS[kind]
+    if origin is Annotated:  # with a limit that is wider than what is drawn here
+        return any_of(arguments[0])
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is dict:

@@ -235,7 +235,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tls")
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     name = ["-subj", "/CN=voice.test", "-addext", "subjectAltName=DNS:voice.test"]
-    files = ["-keyout", directory / "key.pem", "-out", directory / "cert.pem"]
+    files = ["-keyout", f"{directory}/key.pem", "-out", f"{directory}/cert.pem"]
     subprocess.run(["openssl", "req", *kind, *name, *files], check=True, capture_output=True)
     return directory
 

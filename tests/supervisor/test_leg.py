@@ -1,7 +1,5 @@
 """A call's line at any carrier: what is said before there is a stream, what an abort does, and who waits for what."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -49,9 +47,8 @@ class RecordingLeg(Leg):
 
 
 @pytest.fixture
-async def leg(autojump_clock: MockClock) -> AsyncIterator[RecordingLeg]:
-    """A leg on a clock that jumps."""
-    yield RecordingLeg()
+async def leg() -> RecordingLeg:
+    return RecordingLeg()
 
 
 @pytest.fixture
@@ -160,7 +157,7 @@ async def test_empty_pieces_take_room_too(leg: RecordingLeg) -> None:
 # Aborts
 
 
-async def test_an_abort_clears_and_tells_how_much_was_heard(streaming: RecordingLeg) -> None:
+async def test_an_abort_clears_and_tells_how_much_was_heard(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
     streaming.post(piece("a", 1000))
     await trio.sleep(0.3)
     streaming.abort("a")
@@ -190,7 +187,7 @@ async def test_late_audio_after_an_abort_is_counted_and_dropped(streaming: Recor
     assert streaming.counts["late"] == 1
 
 
-async def test_when_the_stream_is_gone_everything_is_told(streaming: RecordingLeg) -> None:
+async def test_when_the_stream_is_gone_everything_is_told(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
     streaming.post(piece("a", 100, done=True))
     streaming.post(piece("b", 100, done=True))
     await trio.sleep(0.15)
@@ -204,40 +201,43 @@ async def test_when_the_stream_is_gone_everything_is_told(streaming: RecordingLe
 # Back-pressure
 
 
-async def test_room_is_there_while_the_carrier_has_little(streaming: RecordingLeg) -> None:
+async def test_room_is_there_while_the_carrier_has_little(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
     streaming.post(piece("a", int(AHEAD_S * 1000)))
     begun = trio.current_time()
     await streaming.room()
     assert trio.current_time() == begun
 
 
-async def test_room_waits_until_the_carrier_has_played_enough(streaming: RecordingLeg) -> None:
+async def test_room_waits_until_the_carrier_has_played_enough(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
     streaming.post(piece("a", int((AHEAD_S + 7) * 1000)))
     begun = trio.current_time()
     await streaming.room()
     assert trio.current_time() - begun == pytest.approx(7, abs=0.01)
 
 
-async def test_an_abort_makes_room_at_once(streaming: RecordingLeg, nursery: trio.Nursery) -> None:
+async def test_an_abort_makes_room_at_once(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
     streaming.post(piece("a", int((AHEAD_S + 7) * 1000)))
     begun = trio.current_time()
-    nursery.start_soon(streaming.room)
-    await trio.sleep(1)
-    streaming.abort("a")
-    while nursery.child_tasks:
-        await trio.sleep(0)
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(streaming.room)
+        await trio.sleep(1)
+        streaming.abort("a")
     assert trio.current_time() - begun == pytest.approx(1, abs=0.01)
 
 
 # Waiting for the end
 
 
-async def test_played_returns_at_once_when_nothing_is_to_be_heard(streaming: RecordingLeg) -> None:
+async def test_played_returns_at_once_when_nothing_is_to_be_heard(
+    streaming: RecordingLeg, autojump_clock: MockClock
+) -> None:
     await streaming.played()
     assert streaming.counts["marks_missing"] == 0
 
 
-async def test_played_waits_for_the_last_mark(streaming: RecordingLeg, nursery: trio.Nursery) -> None:
+async def test_played_waits_for_the_last_mark(
+    streaming: RecordingLeg, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
     streaming.post(piece("a", 1000, done=True))
     streaming.post(piece("b", 1000, done=True))
     heard = trio.Event()
@@ -257,7 +257,7 @@ async def test_played_waits_for_the_last_mark(streaming: RecordingLeg, nursery: 
     assert streaming.counts["marks_missing"] == 0
 
 
-async def test_a_mark_that_never_returns_is_waited_for_a_little(streaming: RecordingLeg) -> None:
+async def test_a_mark_that_never_returns_is_waited_for_a_little(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
     streaming.post(piece("a", 3000, done=True))
     begun = trio.current_time()
     await streaming.played()
@@ -265,7 +265,9 @@ async def test_a_mark_that_never_returns_is_waited_for_a_little(streaming: Recor
     assert streaming.counts["marks_missing"] == 1
 
 
-async def test_what_is_said_meanwhile_is_waited_for_too(streaming: RecordingLeg, nursery: trio.Nursery) -> None:
+async def test_what_is_said_meanwhile_is_waited_for_too(
+    streaming: RecordingLeg, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
     streaming.post(piece("a", 1000))
     begun = trio.current_time()
     nursery.start_soon(_post_after, streaming, 0.5, piece("a", 10_000, done=True))
@@ -278,7 +280,9 @@ async def _post_after(leg: RecordingLeg, seconds: float, message: Message[bytes]
     leg.post(message)
 
 
-async def test_played_returns_when_the_stream_is_gone(streaming: RecordingLeg, nursery: trio.Nursery) -> None:
+async def test_played_returns_when_the_stream_is_gone(
+    streaming: RecordingLeg, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
     streaming.post(piece("a", 60_000, done=True))
 
     async def lose() -> None:
