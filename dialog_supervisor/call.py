@@ -226,7 +226,7 @@ class Call:
             self._enter(State.STREAMING)
             mine = self._streams
             end = await self.leg.stream(socket)
-            if self._over.is_set() or mine != self._streams:
+            if mine != self._streams:
                 return
             if end is StreamEnd.STOPPED:
                 self._released.set()

@@ -29,6 +29,7 @@ Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 
 daemon = App(name="dialogd", help="Run the supervisor of telephone voice agents.", help_format="plaintext")
 control = App(name="dialogctl", help="Ask a running dialogd, or place calls to it.", help_format="plaintext")
+control.meta.help_flags = ()  # each command explains itself, also those of other rooms
 
 
 class Failed(Exception):

@@ -69,7 +69,7 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     max_connections: Count = 2_000
     """Connections open at a time; one more is answered 503."""
     request_timeout: Seconds = 10.0
-    """Seconds for a request's header block, and again for its body; slower is answered 408."""
+    """Seconds for a whole request, head and body; slower is answered 408."""
     idle_timeout: Seconds = 60.0
     """Seconds that a kept-alive connection may be silent between requests."""
 

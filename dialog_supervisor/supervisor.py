@@ -136,6 +136,7 @@ class Supervisor(Controlled):
             "states": {state.value: states[state.value] for state in State if state is not State.ENDED},
             "workers": self._generation.workers,
             "connections": self._listener.connections if self._listener else 0,
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "generation": self._generation.name,
         }
 

@@ -15,6 +15,8 @@ from protocol.messages import Command, Shutdown
 
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
 LAG_LIMIT_MS = 500  # a caller hears half a second
+_GROUP_POLL_S = 0.02
+_GROUP_GRACE_S = 0.5  # for killed processes to be gone
 _STATUS_GRACE_S = 0.5  # for the template's report to follow the pidfd's
 
 log = structlog.get_logger("worker")
@@ -79,6 +81,8 @@ class Worker:
                 await self._reported.wait()
             if self.exit_code is None:
                 self._reap()
+            with trio.move_on_after(_GROUP_GRACE_S):
+                await self._end_group()
             self.exited.set()
             nursery.cancel_scope.cancel()
 
@@ -87,6 +91,16 @@ class Worker:
         with suppress(ChildProcessError):
             if found := os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG):
                 self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+    async def _end_group(self) -> None:
+        """Kill and reap what the worker started and left behind; it led a process group of its own, empty as a rule."""
+        with suppress(ProcessLookupError):
+            while True:
+                os.killpg(self.pid, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG):
+                        log.warning("worker left a process behind, which was killed", pid=self.pid)
+                await trio.sleep(_GROUP_POLL_S)
 
     async def _watch_heartbeat(self) -> None:
         while (late := self._heard_at + HEARTBEAT_LIMIT_S) > trio.current_time():  # noqa: ASYNC110 - not polling
@@ -112,6 +126,7 @@ class Worker:
         if self._pidfd != -1 and not self.exited.is_set():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                os.killpg(self.pid, signal.SIGKILL)  # and what it started
 
     def close(self) -> None:
         """Give back what this end holds. A process that still lives sees its link end, and is killed."""

@@ -48,7 +48,7 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
             code = 0
         except (LinkClosed, ProtocolError):
             code = 1
-        except Exception as error:  # noqa: BLE001 - the call's boundary: what the agent raises is told to whoever keeps the log
+        except (Exception, SystemExit, BaseExceptionGroup) as error:  # noqa: BLE001 - the call's boundary: what the agent raises is told to whoever keeps the log
             with suppress(LinkClosed, OutboxFull):
                 link.post(Trace("log", sendable(_explain(error)), {"level": "error", "logger": "agent"}))
             code = 1
@@ -59,7 +59,7 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
     return code
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     text = "".join(traceback.format_exception(error)).rstrip()
     return f"the agent failed\n{text[-_TRACEBACK_CHARACTERS:]}"
 

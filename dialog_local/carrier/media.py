@@ -146,7 +146,6 @@ class MediaSocket:
 
     def __init__(self, connection: WebSocketConnection, transport: trio.abc.Stream, wire: Wire) -> None:
         self.wire = wire
-        self.dropped_frames = 0  # messages that found the outbox full, because the server did not read
         self.muted = False  # a fault: media frames stop, everything else goes on
         self._connection = connection
         self._transport = transport
@@ -158,10 +157,8 @@ class MediaSocket:
         """Queue a message; what finds the outbox full is dropped and counted."""
         try:
             self._outbox.send_nowait(message)
-        except trio.WouldBlock:
-            self.dropped_frames += 1
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the socket is gone, and `serve` says so
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the server does not read, or the socket is gone, and `serve` says so
 
     def send_media(self, audio: bytes, timestamp_ms: int) -> None:
         """Queue a frame of the caller's audio, unless muted."""

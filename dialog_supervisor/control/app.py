@@ -20,7 +20,7 @@ from dialog_supervisor.call import Call
 from dialog_supervisor.config import ConfigError
 from dialog_supervisor.logs import mask
 
-_KEEP_ALIVE_S = 3600.0  # a watcher of a call reads for as long as the call lasts
+_KEEP_ALIVE_S = 2.0  # between requests; Hypercorn notices that a client left only when this is over
 
 
 class Controlled(Protocol):

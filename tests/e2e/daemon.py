@@ -1,4 +1,4 @@
-"""A real `dialogd` process with a configuration of its own, seen from outside: its log, its control socket, its traces in /proc."""
+"""A real `dialogd` process with a configuration of its own, seen from outside: its log, control socket and /proc entries."""
 
 import json
 import os
@@ -183,7 +183,8 @@ class Dialogd:
         with self._news:
             if not self._news.wait_for(lambda: self.find(**wanted) or self._process.poll() is not None, PATIENCE_S):
                 raise AssertionError(f"not logged in {PATIENCE_S} s: {wanted}\n{self.text}")
-        assert (found := self.find(**wanted)), f"never logged: {wanted}\n{self.text}"
+        found = self.find(**wanted)
+        assert found, f"never logged: {wanted}\n{self.text}"
         return found[0]
 
     async def logged(self, **wanted: object) -> LogLine:
@@ -229,7 +230,7 @@ class Dialogd:
 
     async def step(self, call_id: str, **wanted: str) -> dict[str, Any]:
         """Return the first step of a call that has these values, as soon as there is one."""
-        return (await self.steps(call_id, **wanted))[0]
+        return (await self.steps(call_id, 1, **wanted))[0]
 
     async def ended(self, call_id: str) -> LogLine:
         """Wait until a call is over and return the line of the log that says so."""
@@ -240,10 +241,6 @@ class Dialogd:
     def descriptors(self) -> int:
         """How many descriptors it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def threads(self) -> int:
-        """How many threads it has."""
-        return len(os.listdir(f"/proc/{self.pid}/task"))
 
     def processes(self) -> list[int]:
         """Return the pids of itself and of everything that descends from it, also what it has lost sight of."""
@@ -256,8 +253,10 @@ class Dialogd:
             return False  # gone meanwhile
 
     def children(self) -> list[int]:
-        """Return the pids of its children, zombies included."""
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        """Return the pids of its children, zombies included. A child is listed with the thread that forked it (proc(5))."""
+        return [
+            int(pid) for listed in Path(f"/proc/{self.pid}/task").glob("*/children") for pid in listed.read_text().split()
+        ]
 
     # Its end
 

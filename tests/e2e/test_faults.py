@@ -5,7 +5,7 @@ import trio
 
 from tests.conftest import StartDialogd
 from tests.e2e.daemon import Dialogd
-from tests.e2e.twilio_client import Twilio, verbs
+from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +30,33 @@ async def test_an_agent_that_breaks_ends_its_own_call_and_no_other(dialogd: Dial
     async with Twilio(dialogd) as twilio, twilio.streaming() as bystander:
         async with twilio.streaming() as call:
             await call.echo()
+            broken = trio.Event()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_converse, bystander)
+                nursery.start_soon(_converse, bystander, broken)
                 await call.press(key)
                 assert await call.closed() == 1000
-                nursery.cancel_scope.cancel()
+                broken.set()
             assert verbs(await call.after()) == ["Say", "Hangup"]
             ended = await dialogd.ended(call.sid)
-        while await bystander.hear() != b"last":
-            await bystander.say(b"last")
+        await bystander.echo()
     assert ended["reason"] == f"worker died ({exit_code})"
     assert dialogd.find(event=event, call=call.sid)
 
 
-async def _converse(call) -> None:  # type: ignore[no-untyped-def]
-    while True:
+async def _converse(call: PhoneCall, enough: trio.Event) -> None:
+    while not enough.is_set():
         await call.echo()
         await trio.sleep(0.02)
 
 
-@pytest.mark.parametrize(("key", "cause"), [("1", "RuntimeError: the agent's own mistake"), ("9", "SystemExit: enough")])
-async def test_the_log_has_the_agents_own_traceback(dialogd: Dialogd, key: str, cause: str) -> None:
+async def test_the_log_has_the_agents_own_traceback(dialogd: Dialogd) -> None:
     async with Twilio(dialogd) as twilio, twilio.streaming() as call:
-        await call.press(key)
+        await call.press("1")
         await call.closed()
         await call.after()
         await dialogd.ended(call.sid)
     told = [line["event"] for line in dialogd.find(call=call.sid, level="error", logger="agent")]
-    assert any(cause in text and "agent.py" in text for text in told), told
+    assert any("RuntimeError: the agent's own mistake" in text and "agent.py" in text for text in told), told
 
 
 async def test_an_agent_that_ignores_shutdown_is_killed_after_its_grace(dialogd: Dialogd) -> None:
@@ -68,3 +67,43 @@ async def test_an_agent_that_ignores_shutdown_is_killed_after_its_grace(dialogd:
         await dialogd.ended(call.sid)
     assert dialogd.find(event="worker did not leave and is killed", call=call.sid)
     assert (await dialogd.ask("/status"))["workers"] == 0
+
+
+LEAVES_A_CHILD = '''
+import subprocess
+
+from dialog_worker import Agent, Media, Message, VoIP
+
+
+class Parent(Agent):
+    """An echo that starts a program and forgets it."""
+
+    def on_media(self, media: Media) -> None:
+        self.voip.post(Message("echo", media.payload))
+
+
+def create(voip: VoIP) -> Agent:
+    subprocess.Popen(["sleep", "300"])
+    return Parent(voip=voip)
+'''
+
+
+async def test_what_a_worker_leaves_running_ends_with_its_call(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd(agent=LEAVES_A_CHILD)
+    before = set(dialogd.processes())
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        await call.echo()
+        assert len(set(dialogd.processes()) - before) == 2
+    await dialogd.ended(call.sid)
+    assert set(dialogd.processes()) == before
+    assert dialogd.find(event="worker left a process behind, which was killed", call=call.sid)
+
+
+async def test_the_log_says_that_the_agent_called_sys_exit(dialogd: Dialogd) -> None:
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        await call.press("9")
+        await call.closed()
+        await call.after()
+        await dialogd.ended(call.sid)
+    told = [line["event"] for line in dialogd.find(call=call.sid, level="error", logger="agent")]
+    assert any("SystemExit: enough" in text for text in told), told

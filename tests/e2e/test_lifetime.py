@@ -19,15 +19,16 @@ AT_ONCE = 10
 
 async def test_sigterm_brings_every_caller_the_fallback_and_then_exits_0(start_dialogd: StartDialogd) -> None:
     dialogd = start_dialogd(calls={"ending_timeout": 5}, fallback={"dial": "+14155550111"})
-    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
-        await call.echo()
-        dialogd.signal(signal.SIGTERM)
-        assert await call.closed() == 1000
+    async with Twilio(dialogd) as twilio:
+        call = PhoneCall(twilio)
+        await call.ring()
+        async with call.stream():
+            await call.echo()
+            dialogd.signal(signal.SIGTERM)
+            assert await call.closed() == 1000
         assert verbs(await PhoneCall(twilio).ring()) == ["Dial"]
-        answer = await call.after()
+        assert verbs(await call.after()) == ["Dial"]
         assert await dialogd.exited() == 0
-        call.document.clear()
-    assert verbs(answer) == ["Dial"]
 
 
 async def test_a_second_sigterm_stops_at_once(start_dialogd: StartDialogd) -> None:
@@ -71,7 +72,9 @@ BAD_AGENTS = {
 def run(config: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run a dialogd that will not start and return what it said."""
     environ = os.environ | {"TWILIO_AUTH_TOKEN": AUTH_TOKEN}
-    return subprocess.run([DIALOGD, "-c", config, *more], env=environ, capture_output=True, text=True, timeout=20)
+    return subprocess.run(  # the code is what is asked for
+        [DIALOGD, "-c", config, *more], env=environ, check=False, capture_output=True, text=True, timeout=20
+    )
 
 
 @pytest.mark.parametrize(("source", "reason"), BAD_AGENTS.values(), ids=BAD_AGENTS)
@@ -134,39 +137,51 @@ def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:
 
 async def test_many_short_calls_leave_nothing_behind(start_dialogd: StartDialogd) -> None:
     dialogd = start_dialogd()
-    async with Twilio(dialogd) as twilio:
-        await _short_calls(twilio, AT_ONCE)
-        before = await _size(dialogd)
-        for _ in range(0, MANY, AT_ONCE):
-            await _short_calls(twilio, AT_ONCE)
-        assert await _size(dialogd) == before
-    assert len(dialogd.find(event="call ended", reason="the carrier stopped the stream")) >= MANY
+    before = _size(dialogd)
+    tasks = (await dialogd.ask("/status"))["tasks"]
+    await _short_calls(dialogd, MANY)
+    await _settled(dialogd, before)
+    assert _size(dialogd) == before
+    assert len(dialogd.find(event="call ended", reason="the carrier stopped the stream")) == MANY
+    status = await dialogd.ask("/status")
+    assert (status["calls"], status["workers"], status["connections"]) == (0, 0, 0)
+    assert status["tasks"] == tasks
 
 
-async def _short_calls(twilio: Twilio, count: int) -> None:
-    async with trio.open_nursery() as nursery:
+async def test_asking_for_the_status_leaves_nothing_behind(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd()
+    before = _size(dialogd)
+    for _ in range(20):
+        await dialogd.ask("/status")
+    await _settled(dialogd, before)
+    assert _size(dialogd) == before
+
+
+async def _short_calls(dialogd: Dialogd, count: int) -> None:
+    """Place calls, `AT_ONCE` of them at a time, and end each after one frame."""
+    limit = trio.CapacityLimiter(AT_ONCE)
+
+    async def short_call() -> None:
+        async with limit, twilio.streaming() as call:
+            await call.echo()
+            await call.stop()
+            assert await call.closed() == 1000
+
+    async with Twilio(dialogd) as twilio, trio.open_nursery() as nursery:
         for _ in range(count):
-            nursery.start_soon(_short_call, twilio)
+            nursery.start_soon(short_call)
 
 
-async def _short_call(twilio: Twilio) -> None:
-    async with twilio.streaming() as call:
-        await call.echo()
-        await call.stop()
-        assert await call.closed() == 1000
-
-
-async def _size(dialogd: Dialogd) -> dict[str, int]:
-    """Return what dialogd holds once no call is left."""
-    with trio.fail_after(10):
-        while (
-            any((status := await dialogd.ask("/status"))[what] for what in ("calls", "workers"))
-            or status["connections"] > AT_ONCE
-        ):
-            await trio.lowlevel.checkpoint()
+def _size(dialogd: Dialogd) -> dict[str, int]:
     return {
-        "descriptors": dialogd.descriptors() - status["connections"],
-        "threads": dialogd.threads(),
+        "descriptors": dialogd.descriptors(),
         "children": len(dialogd.children()),
         "processes": len(dialogd.processes()),
     }
+
+
+async def _settled(dialogd: Dialogd, expected: dict[str, int]) -> None:
+    """Wait until it is as large as expected: media sockets and control connections go by and by."""
+    with trio.move_on_after(10):
+        while _size(dialogd) != expected:  # noqa: ASYNC110 - no event tells of another process closing its descriptors
+            await trio.sleep(0.05)

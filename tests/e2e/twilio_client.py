@@ -216,12 +216,11 @@ class PhoneCall:
         """Wait until dialogd closes the media socket and return the code; what comes before is dropped."""
         assert self._socket is not None
         with trio.fail_after(PATIENCE_S):
-            while True:
-                try:
+            try:
+                while True:
                     await self._socket.get_message()
-                except ConnectionClosed as closed:
-                    assert closed.reason is not None
-                    return int(closed.reason.code)
+            except ConnectionClosed as closed:
+                return int(closed.reason.code) if closed.reason else 1006
 
 
 def _only(group: BaseExceptionGroup[Any]) -> BaseException:

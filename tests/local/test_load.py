@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.server import ServerProtocol
 
-from dialog_local import load, load_client, load_server
-from dialog_local.load_client import Meter
-from dialog_local.load_wire import STAMP, CallFailed, Stream
+from dialog_local.load import callers, command, server
+from dialog_local.load.callers import Meter
+from dialog_local.load.wire import STAMP, CallFailed, Stream
 
 ECHO = Path(__file__).parents[2] / "examples" / "echo"
 FORGETFUL = """
@@ -98,13 +98,13 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def capture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> pytest.CaptureFixture[str]:
     """What a load says on stdout and stderr; loads are short here."""
-    monkeypatch.setattr(load, "SETTLE_S", 0.1)
-    monkeypatch.setattr(load, "STRAGGLERS_S", 0.3)
+    monkeypatch.setattr(command, "SETTLE_S", 0.1)
+    monkeypatch.setattr(command, "STRAGGLERS_S", 0.3)
     return capsys
 
 
 def run(config: Path, capture: pytest.CaptureFixture[str], *options: str) -> Ran:
-    code = load.app(["-c", str(config), "--json", *options], exit_on_error=False, result_action="return_value")
+    code = command.app(["-c", str(config), "--json", *options], exit_on_error=False, result_action="return_value")
     said = capture.readouterr()
     return code, json.loads(said.out or "{}"), said.err
 
@@ -137,7 +137,9 @@ def test_the_cost_of_dialogd_and_all_its_processes_is_measured(echo: Path, captu
 
 
 def test_the_figures_are_also_shown_as_lines(echo: Path, capture: pytest.CaptureFixture[str]) -> None:
-    code = load.app(["-c", str(echo), "--calls", "1", "--seconds", "0.2"], exit_on_error=False, result_action="return_value")
+    code = command.app(
+        ["-c", str(echo), "--calls", "1", "--seconds", "0.2"], exit_on_error=False, result_action="return_value"
+    )
     said = capture.readouterr().out
     assert code == 0
     assert "1 of 1 answered, 0 failed" in said
@@ -177,7 +179,7 @@ def test_lost_frames_are_counted_and_fail_the_load(tmp_path: Path, capture: pyte
 def test_an_agent_that_does_not_echo_fails_its_call(
     tmp_path: Path, capture: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load_client, "FIRST_ECHO_S", 0.5)
+    monkeypatch.setattr(callers, "FIRST_ECHO_S", 0.5)
     with dialogd(write_config(tmp_path, agent_of(tmp_path, SILENT))) as config:
         code, result, error = run(config, capture, "--calls", "1", "--seconds", "1")
     assert (code, result["answered"]) == (1, 0)
@@ -188,6 +190,16 @@ def test_without_a_dialogd_it_says_where_none_answers(tmp_path: Path, capture: p
     code, _, error = run(write_config(tmp_path, ECHO), capture)
     assert code == 1
     assert f"no dialogd answers at {tmp_path / 'control.sock'}" in error
+
+
+def test_where_nobody_listens_the_address_is_named(capture: pytest.CaptureFixture[str]) -> None:
+    code = command.app(
+        ["--url", "http://127.0.0.1:1/twilio/voice", "--token", "secret", "--calls", "1"],
+        exit_on_error=False,
+        result_action="return_value",
+    )
+    assert code == 1
+    assert "the connection to 127.0.0.1:1 failed" in capture.readouterr().err
 
 
 def test_a_process_that_does_not_exist_is_named(echo: Path, capture: pytest.CaptureFixture[str]) -> None:
@@ -302,19 +314,19 @@ def test_a_process_tree_has_the_descendants() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()  # the grandchild runs
-        assert len(load_server.tree([process.pid])) == 2
+        assert len(server.tree([process.pid])) == 2
         process.communicate(b"\n")
 
 
 def test_the_cpu_time_that_a_process_uses_is_seen() -> None:
-    before = load_server.usage([os.getpid()])
+    before = server.usage([os.getpid()])
     started = sum(os.times()[:2])
     while sum(os.times()[:2]) - started < 0.1:
         pass
-    assert load_server.usage([os.getpid()]).since(before) == pytest.approx(0.1, abs=0.03)
+    assert server.usage([os.getpid()]).since(before) == pytest.approx(0.1, abs=0.03)
 
 
 def test_memory_is_at_least_what_a_process_fills() -> None:
-    before = load_server.memory([os.getpid()])
+    before = server.memory([os.getpid()])
     filled = bytearray(os.urandom(20_000_000))
-    assert load_server.memory([os.getpid()]) - before > len(filled) * 0.9
+    assert server.memory([os.getpid()]) - before > len(filled) * 0.9

@@ -71,7 +71,7 @@ class TwilioRest:
         except TwilioRestException as error:
             if error.code not in (_NOT_FOUND, _NOT_IN_PROGRESS):
                 raise self._failed(error) from error
-        except (TwilioException, httpx.HTTPError) as error:
+        except (TwilioException, httpx.HTTPError, ValueError) as error:
             raise self._failed(error) from error
 
     async def is_over(self, call_sid: str) -> bool:
@@ -82,7 +82,7 @@ class TwilioRest:
             if error.code == _NOT_FOUND:
                 return True
             raise self._failed(error) from error
-        except (TwilioException, httpx.HTTPError) as error:
+        except (TwilioException, httpx.HTTPError, ValueError) as error:
             raise self._failed(error) from error
         return call.status in _OVER
 
@@ -91,4 +91,6 @@ class TwilioRest:
             return CarrierError(f"Twilio answered {error.status}: {error.msg}", code=error.code, status=error.status)
         if isinstance(error, httpx.HTTPError):
             return CarrierError(f"Twilio's API at {self._url} cannot be reached: {error or type(error).__name__}")
+        if isinstance(error, ValueError):
+            return CarrierError(f"Twilio's API at {self._url} answered something else than JSON: {error}")
         return CarrierError(f"Twilio: {error}")

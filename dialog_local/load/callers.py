@@ -8,8 +8,8 @@ import msgspec
 import trio
 from websockets.frames import Opcode
 
-from dialog_local import media, twiml
-from dialog_local.load_wire import FRAME_BYTES, STAMP, CallFailed, Connection, Stream, Target, ask, connect, upgrade
+from dialog_local.carrier import media, twiml
+from dialog_local.load.wire import FRAME_BYTES, STAMP, CallFailed, Connection, Stream, Target, ask, connect, upgrade
 
 FRAME_S = 0.02  # Twilio sends 50 frames a second
 SETUP_S = 15.0  # Twilio docs, webhooks connection overrides: the longest that a webhook may take
@@ -122,8 +122,11 @@ class LoadCall:
                 await self._talk(connection, Stream(self._target.account_sid, self._call_sid, parameters), rest)
         except trio.TooSlowError:
             self.error = f"it was not connected within {SETUP_S:g} s"
-        except (CallFailed, OSError) as error:
+        except CallFailed as error:
             self.error = str(error)
+        except OSError as error:
+            host, port = self._target.address
+            self.error = f"the connection to {host}:{port} failed after {self._frames} frames: {error}"
         finally:
             self._connection = None
             self.settled.set()

@@ -20,7 +20,7 @@ from websockets.frames import Opcode
 from websockets.uri import parse_uri
 from websockets.utils import apply_mask
 
-from dialog_local.webhooks import signature
+from dialog_local.carrier.webhooks import signature
 
 FRAME_BYTES = 160  # 20 ms of mu-law at 8 kHz
 STAMP = struct.Struct("<d")  # a frame's first 8 bytes: when it was sent

@@ -10,7 +10,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from dialog_local.load_wire import CallFailed, Target, ask
+from dialog_local.load.wire import CallFailed, Target, ask
 
 READY_S = 10.0  # for a worker to be ready
 ENDED_S = 10.0  # for a call to be over after it was hung up

@@ -17,9 +17,9 @@ import trio
 from cyclopts import App, Parameter
 from msgspec import Struct
 
-from dialog_local.load_client import LoadCall, Meter, Pacer
-from dialog_local.load_server import ControlSocket, NotFound, memory, tree, usage
-from dialog_local.load_wire import CallFailed, Target
+from dialog_local.load.callers import LoadCall, Meter, Pacer
+from dialog_local.load.server import ControlSocket, NotFound, memory, tree, usage
+from dialog_local.load.wire import CallFailed, Target
 from dialog_supervisor.config import Config, ConfigError, load, split_address
 
 SETTLE_S = 1.0  # from the last call's first echo until measuring begins, for a steady state
@@ -122,7 +122,7 @@ class Load:
         own, after = time.process_time() - own, usage(processes)
         with trio.move_on_after(STRAGGLERS_S):
             await self._meter.complete.wait()
-        if not processes:
+        if not processes or after.cpu_s.keys() != before.cpu_s.keys():  # what a process used is gone with it
             return self._result(elapsed, None, own)
         loaded, answered = memory(processes), self._answered()
         per_call = 1000 / elapsed / answered
