@@ -97,10 +97,13 @@ class Worker:
         with suppress(ProcessLookupError):
             while True:
                 os.killpg(self.pid, signal.SIGKILL)
-                with suppress(ChildProcessError):
-                    while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG):
-                        log.warning("worker left a process behind, which was killed", pid=self.pid)
+                self._reap_group()
                 await trio.sleep(_GROUP_POLL_S)
+
+    def _reap_group(self) -> None:
+        with suppress(ChildProcessError):
+            while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG):
+                log.warning("worker left a process behind, which was killed", pid=self.pid)
 
     async def _watch_heartbeat(self) -> None:
         while (late := self._heard_at + HEARTBEAT_LIMIT_S) > trio.current_time():  # noqa: ASYNC110 - not polling

@@ -8,6 +8,7 @@ an unknown kind or for another stream.
 import base64
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import msgspec
@@ -155,10 +156,8 @@ class MediaSocket:
 
     def send(self, message: str) -> None:
         """Queue a message; what finds the outbox full is dropped and counted."""
-        try:
-            self._outbox.send_nowait(message)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the server does not read, or the socket is gone, and `serve` says so
+        with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._outbox.send_nowait(message)  # lost if the server does not read; a socket that is gone, `serve` tells
 
     def send_media(self, audio: bytes, timestamp_ms: int) -> None:
         """Queue a frame of the caller's audio, unless muted."""
