@@ -53,10 +53,13 @@ def run(*, config: ConfigFile = _DEFAULT_FILE) -> None:
     async def serve() -> None:
         await Supervisor(loaded).run()
 
+    failure: BaseException | None = None
     try:
         trio.run(serve)
     except* (ConfigError, GenerationFailed) as group:
-        raise _first(group) from None
+        failure = _first(group)
+    if failure is not None:  # raised here, because what is raised inside `except*` is put into a group again
+        raise failure from None
 
 
 @control.meta.default

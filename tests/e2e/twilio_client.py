@@ -82,14 +82,17 @@ class Twilio:
         stream: Any = await trio.open_tcp_stream("127.0.0.1", self._port)
         if self.tls:
             stream = trio.SSLStream(stream, self.tls, server_hostname=parts.hostname, https_compatible=True)
+        rejection: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
                 yield await wrap_client_stream(nursery, stream, parts.netloc, parts.path, extra_headers=headers)
                 nursery.cancel_scope.cancel()
         except* ConnectionRejected as rejections:  # by the library's reader task, in a group of its own
-            raise _only(rejections) from None
+            rejection = _only(rejections)
         finally:
             await trio.aclose_forcefully(stream)
+        if rejection is not None:  # raised here, because `except*` puts what is raised inside it into a group again
+            raise rejection
 
     @asynccontextmanager
     async def streaming(self, **parameters: str) -> AsyncIterator["PhoneCall"]:
