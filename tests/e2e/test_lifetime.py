@@ -145,7 +145,7 @@ async def test_many_short_calls_leave_nothing_behind(start_dialogd: StartDialogd
     assert len(dialogd.find(event="call ended", reason="the carrier stopped the stream")) == MANY
     status = await dialogd.ask("/status")
     assert (status["calls"], status["workers"], status["connections"]) == (0, 0, 0)
-    assert status["tasks"] == tasks
+    assert status["tasks"] <= tasks
 
 
 async def test_asking_for_the_status_leaves_nothing_behind(start_dialogd: StartDialogd) -> None:
