@@ -14,7 +14,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_asgi
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -75,8 +75,14 @@ class Speech:
                 Route("/v1/chat/completions", completions.chat, methods=["POST"]),
                 Route("/v1/models", models),
                 Route("/healthz", healthz),
-            ]
+            ],
+            exception_handlers={ClientDisconnect: _gone},
         )
+
+
+async def _gone(_request: Request, _left: Exception) -> Response:
+    """Answer a client that left in mid-request, as an interrupted agent does: nobody reads this."""
+    return Response(status_code=400)
 
 
 def _warm_voice() -> Piper:
