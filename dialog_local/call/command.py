@@ -19,6 +19,7 @@ from dialog_local.call import report
 from dialog_local.call.report import Summary
 from dialog_local.call.session import Failed, Line, Session, Target
 from dialog_local.call.speech_client import SpeechUnavailable
+from dialog_local.outcome import complain, first_of
 from dialog_local.speech.audio import UnreadableAudio
 from dialog_supervisor.config import ConfigError, load, split_address
 
@@ -91,7 +92,7 @@ def call(
     """
     console = Console(stderr=json, highlight=False, markup=False, emoji=False)
     if usage := _usage_error(turns, text=text, interrupt=interrupt, url=url, token=token):
-        return _complain(usage, 2)
+        return complain("dialogctl call", usage, 2)
 
     def converse() -> Summary:
         target = _remote(url, token, account_sid) if url else _configured(config)
@@ -107,17 +108,17 @@ def _outcome(converse: Callable[[], Summary], console: Console, *, json: bool, c
     try:
         summary = converse()
     except* (Failed, ConfigError, SpeechUnavailable, UnreadableAudio, KeyboardInterrupt) as group:
-        expected = _first(group)
+        expected = first_of(group)
     if isinstance(expected, KeyboardInterrupt):
         return 130
     if expected is not None:
-        return _complain(str(expected), 1)
+        return complain("dialogctl call", str(expected), 1)
     if json:
         print(msgspec.json.format(msgspec.json.encode(summary)).decode())
     else:
         report.print_summary(console, summary)
     doubt = _check_failure(summary) if check else ""
-    return _complain(doubt, 1) if doubt else 0
+    return complain("dialogctl call", doubt, 1) if doubt else 0
 
 
 def _usage_error(turns: Sequence[Line], *, text: bool, interrupt: int | None, url: str, token: str) -> str:
@@ -166,16 +167,6 @@ def _check_failure(summary: Summary) -> str:
             f"at least {PASSING_SHARE:.0%} are needed); it sounded like: {match.recognised!r}"
         )
     return ""
-
-
-def _complain(reason: str, code: int) -> int:
-    print(f"dialogctl call: {reason}", file=sys.stderr)
-    return code
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 if __name__ == "__main__":

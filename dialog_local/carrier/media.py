@@ -7,7 +7,7 @@ an unknown kind or for another stream.
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -28,6 +28,18 @@ from dialog_local.carrier.webhooks import Route, signature
 HANDSHAKE_SECONDS = 10.0  # not documented by Twilio; as long as its webhooks may take to connect
 CLOSE_SECONDS = 1.0  # for the closing handshake
 OUTBOX_MESSAGES = 250  # five seconds of frames; a server that does not read for longer loses the caller's audio
+
+
+def start_details(account_sid: str, stream_sid: str, call_sid: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Return what Twilio's `start` message says of a stream (Twilio docs, Media Streams: WebSocket messages)."""
+    return {
+        "accountSid": account_sid,
+        "streamSid": stream_sid,
+        "callSid": call_sid,
+        "tracks": ["inbound"],
+        "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
+        "customParameters": parameters,
+    }
 
 
 class _Payload(Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,14 +108,7 @@ class Wire:
 
     def start(self) -> str:
         """The second message: what this stream is."""
-        start = {
-            "accountSid": self._account_sid,
-            "streamSid": self.stream_sid,
-            "callSid": self._call_sid,
-            "tracks": ["inbound"],
-            "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
-            "customParameters": self._parameters,
-        }
+        start = start_details(self._account_sid, self.stream_sid, self._call_sid, self._parameters)
         return self._numbered("start", start=start)
 
     def media(self, audio: bytes, timestamp_ms: int) -> str:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +20,7 @@ from msgspec import Struct
 from dialog_local.load.callers import LoadCall, Meter, Pacer
 from dialog_local.load.server import ControlSocket, NotFound, memory, tree, usage
 from dialog_local.load.wire import CallFailed, Target
+from dialog_local.outcome import complain, first_of
 from dialog_supervisor.config import Config, ConfigError, load, split_address
 
 SETTLE_S = 1.0  # from the last call's first echo until measuring begins, for a steady state
@@ -219,7 +220,7 @@ def load_test(
         The configuration file that dialogd runs with; not read when --url and --token are given.
     """
     if usage_error := _usage_error(calls, seconds, ramp, forks, url):
-        return _complain(usage_error, 2)
+        return complain("dialogctl load", usage_error, 2)
     expected: BaseException | None = None
     try:
         configured = None if url and token and not forks else load(config)
@@ -231,12 +232,12 @@ def load_test(
             pids = pid or ((_control(configured).pid(),) if configured else ())
             result = trio.run(Load(target, pids, calls, ramp).run, seconds)
     except* (ConfigError, NotFound, CallFailed, OSError, KeyboardInterrupt) as group:
-        expected = _first(group)
+        expected = first_of(group)
     if expected is not None:
-        return 130 if isinstance(expected, KeyboardInterrupt) else _complain(str(expected), 1)
+        return 130 if isinstance(expected, KeyboardInterrupt) else complain("dialogctl load", str(expected), 1)
     print(msgspec.json.format(msgspec.json.encode(result)).decode() if json else describe(result))
     fault = result.fault() if isinstance(result, Result) else ""
-    return _complain(fault, 1) if fault else 0
+    return complain("dialogctl load", fault, 1) if fault else 0
 
 
 def _usage_error(calls: int, seconds: float, ramp: float, forks: int, url: str) -> str:
@@ -295,17 +296,6 @@ def describe(result: Result | Forks) -> str:
 
 def _milliseconds(found: Percentiles | None) -> str:
     return f"p50 {found.p50:g}  p95 {found.p95:g}  p99 {found.p99:g} ms" if found else "-"
-
-
-def _complain(reason: str, code: int) -> int:
-    print(f"dialogctl load: {reason}", file=sys.stderr)
-    return code
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    """Return one exception of a group of expected ones: they have the same cause."""
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from websockets.frames import Opcode
 from websockets.uri import parse_uri
 from websockets.utils import apply_mask
 
+from dialog_local.carrier.media import start_details
 from dialog_local.carrier.webhooks import signature
 
 FRAME_BYTES = 160  # 20 ms of mu-law at 8 kHz
@@ -69,14 +70,7 @@ class Stream:
 
     def start(self) -> bytes:
         """The second message: what this stream is."""
-        details = {
-            "accountSid": self._account_sid,
-            "streamSid": self.stream_sid,
-            "callSid": self._call_sid,
-            "tracks": ["inbound"],
-            "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
-            "customParameters": self._parameters,
-        }
+        details = start_details(self._account_sid, self.stream_sid, self._call_sid, self._parameters)
         return self._numbered("start", details)
 
     def media(self, sent_at: float) -> bytes:

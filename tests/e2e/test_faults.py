@@ -49,14 +49,19 @@ async def _converse(call: PhoneCall, enough: trio.Event) -> None:
         await trio.sleep(0.02)
 
 
-async def test_the_log_has_the_agents_own_traceback(dialogd: Dialogd) -> None:
+@pytest.mark.parametrize(
+    ("key", "cause"),
+    [("1", "RuntimeError: the agent's own mistake"), ("9", "SystemExit: enough")],
+    ids=["raise", "sys.exit"],
+)
+async def test_the_log_has_the_agents_own_traceback(dialogd: Dialogd, key: str, cause: str) -> None:
     async with Twilio(dialogd) as twilio, twilio.streaming() as call:
-        await call.press("1")
+        await call.press(key)
         await call.closed()
         await call.after()
         await dialogd.ended(call.sid)
     told = [line["event"] for line in dialogd.find(call=call.sid, level="error", logger="agent")]
-    assert any("RuntimeError: the agent's own mistake" in text and "agent.py" in text for text in told), told
+    assert any(cause in text and "agent.py" in text for text in told), told
 
 
 async def test_an_agent_that_ignores_shutdown_is_killed_after_its_grace(dialogd: Dialogd) -> None:
@@ -97,13 +102,3 @@ async def test_what_a_worker_leaves_running_ends_with_its_call(start_dialogd: St
     await dialogd.ended(call.sid)
     assert set(dialogd.processes()) == before
     assert dialogd.find(event="worker left a process behind, which was killed", call=call.sid)
-
-
-async def test_the_log_says_that_the_agent_called_sys_exit(dialogd: Dialogd) -> None:
-    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
-        await call.press("9")
-        await call.closed()
-        await call.after()
-        await dialogd.ended(call.sid)
-    told = [line["event"] for line in dialogd.find(call=call.sid, level="error", logger="agent")]
-    assert any("SystemExit: enough" in text for text in told), told
