@@ -221,11 +221,18 @@ class Call:
 
     async def stream(self, socket: MediaSocket) -> None:
         """Serve a media socket of this call until it ends."""
+        if self._over.is_set():
+            return
         with structlog.contextvars.bound_contextvars(call=self.id):
             self._streams += 1
             self._enter(State.STREAMING)
             mine = self._streams
-            end = await self.leg.stream(socket)
+            try:
+                end = await self.leg.stream(socket)
+            except Exception:  # the call's boundary on this side
+                log.exception("media stream failed")
+                self.end("media stream failed", fallback=True)
+                return
             if mine != self._streams:
                 return
             if end is StreamEnd.STOPPED:
@@ -265,6 +272,9 @@ class Call:
         except NoWorker as error:
             log.error("no worker for this call", reason=str(error))
             self.end("no worker", fallback=True)
+        except Exception:  # the call's boundary on this side
+            log.exception("what the worker asked for failed")
+            self.end("internal error", fallback=True)
         self._worked.set()
 
     async def _obey(self, nursery: trio.Nursery) -> None:
@@ -288,8 +298,9 @@ class Call:
     async def _do(self, command: Command, nursery: trio.Nursery) -> None:
         if isinstance(command, Post):
             self.leg.post(command.message)
-            with self.worker.held_back():
-                await self.leg.room()
+            if not self.leg.has_room:
+                with self.worker.held_back():
+                    await self.leg.room()
         elif isinstance(command, Heartbeat):
             self.worker.heartbeat(command.lag_ms)
         elif isinstance(command, Abort):

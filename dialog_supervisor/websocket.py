@@ -213,9 +213,14 @@ class MediaSocket:
             return
         self._flush()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether no more is unsent than a carrier may leave."""
+        return len(self._transport.pending) <= OUTBOX_BYTES
+
     async def room(self) -> None:
-        """Wait while more is unsent than the carrier should ever leave: back-pressure for whoever sends a lot."""
-        if len(self._transport.pending) > OUTBOX_BYTES:
+        """Wait while there is none: back-pressure for whoever sends a lot."""
+        if not self.has_room:
             await self._transport.room()
 
     def close(self, code: int, reason: str = "") -> None:

@@ -116,6 +116,11 @@ class Leg(ABC):
             self.emit(dispatched)
         self._notify()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `room` would return at once."""
+        return self._playout.buffered_s(trio.current_time()) <= AHEAD_S
+
     async def room(self) -> None:
         """Wait while the carrier has more than `AHEAD_S` of audio, or its socket takes no more: back-pressure."""
         while (ahead := self._playout.buffered_s(trio.current_time()) - AHEAD_S) > 0:

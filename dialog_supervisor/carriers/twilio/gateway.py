@@ -165,7 +165,7 @@ class TwilioGateway:
         token = request.path.removeprefix(MEDIA_PREFIX)
         url = self._media_url(token)
         if not any(self._signed(candidate, signature) for candidate in signed_urls(url)):
-            return self._forbidden(url)
+            return self._forbidden(self._media_url("…"))
         call = self._switchboard.claim(token)
         if call is None:
             return Response(404, "no call waits for this media socket\n")

@@ -56,6 +56,10 @@ class TwilioLeg(Leg):
         if self._socket is not None:
             self._socket.send(self._encoder.clear)
 
+    @property
+    def has_room(self) -> bool:
+        return (self._socket is None or self._socket.has_room) and super().has_room
+
     async def room(self) -> None:
         if self._socket is not None:
             await self._socket.room()
