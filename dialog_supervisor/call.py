@@ -7,8 +7,8 @@ A call goes `ringing` (its webhook is being answered), `connecting` (the carrier
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 
 import structlog
@@ -16,8 +16,9 @@ import trio
 from msgspec import Struct
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsupported
-from dialog_supervisor.config import CallsConfig
+from dialog_supervisor.config import CallsConfig, TransferConfig
 from dialog_supervisor.generation import Generation, NoWorker
+from dialog_supervisor.transfer import is_allowed
 from dialog_supervisor.websocket import MediaSocket
 from dialog_supervisor.worker import Worker
 from protocol.framing import ProtocolError
@@ -73,6 +74,10 @@ class Next(StrEnum):
     HANGUP = "hangup"
 
 
+class Refused(Exception):
+    """A request that the operator does not permit."""
+
+
 class Step(Struct, frozen=True):
     """Something that happened in a call, for whoever watches it. `t` is in seconds since the call began."""
 
@@ -91,6 +96,7 @@ class Call:
         make_leg: Callable[[Callable[[Event], None]], Leg],
         generation: Generation,
         config: CallsConfig,
+        transfer: TransferConfig,
     ) -> None:
         self.id = metadata.call_id
         self.metadata = metadata
@@ -102,12 +108,15 @@ class Call:
         self.state = State.RINGING
         self.reason = ""
         self._config = config
+        self._transfer = transfer
         self._generation = generation
         self._deadline = math.inf
         self._changed = trio.Event()
         self._over = trio.Event()  # the conversation is over
         self._released = trio.Event()  # the carrier needs nothing more from us
         self._worked = trio.Event()  # the worker is gone and all it said is read
+        self._returning = False  # the carrier is about to stop the stream, and to open another
+        self._parting = ""  # why the carrier is about to stop the stream, if this side asked for it
         self._asked_in_vain = False  # the carrier has had its time to ask what comes after a lost stream
         self._fallback = False
         self._streams = 0
@@ -235,9 +244,12 @@ class Call:
                 return
             if mine != self._streams:
                 return
-            if end is StreamEnd.STOPPED:
+            if end is StreamEnd.STOPPED and self._returning:
+                self._returning = False
+                self._enter(State.CONNECTING, self._config.connect_timeout)
+            elif end is StreamEnd.STOPPED:
                 self._released.set()
-                self.end("the carrier stopped the stream")
+                self.end(self._parting or "the carrier stopped the stream")
             elif self.state is State.STREAMING:
                 log.warning("media socket lost; waiting for the carrier to ask what now")
                 self._enter(State.CONNECTING, self._config.reconnect_timeout)
@@ -324,6 +336,8 @@ class Call:
             failure = Failure("timeout", f"not done within {request.timeout_s:g} s")
         except Unsupported as error:
             failure = Failure("unsupported", f"{error} is not supported yet")
+        except Refused as error:
+            failure = Failure("refused", str(error))
         except CarrierError as error:
             failure = Failure("carrier", str(error), error.code, error.status)
         finally:
@@ -332,22 +346,49 @@ class Call:
         if failure is not None:
             log.warning("request failed", request=name, kind=failure.kind, code=failure.code, reason=failure.message)
         self._tell(Reply(request.id, failure))
-        if failure is None and isinstance(request, Hangup):
-            self._released.set()
-            self.end("the agent hung up")
-        elif failure is None and isinstance(request, Dispose):
+        if failure is None:
+            self._done(request)
+
+    def _done(self, request: Request) -> None:
+        """Draw the consequence of a request that was carried out: some end the conversation."""
+        if isinstance(request, Dispose):
             self.end("the agent let go of the line")
+        elif self._parting:
+            self._released.set()
+            self.end(self._parting)
+
+    @contextmanager
+    def _parts(self, reason: str) -> Iterator[None]:
+        """Inside, the carrier is asked to take the call away; it may stop the stream before it answers."""
+        self._parting = reason
+        try:
+            yield
+        except BaseException:
+            self._parting = ""
+            raise
 
     async def _carry_out(self, request: Request) -> None:
         match request:
             case Hangup(after_playout=after_playout):
                 if after_playout:
                     await self.leg.played()
-                await self.leg.hangup()
-            case TransferTo(destination=destination):
-                await self.leg.transfer_to(destination)
+                with self._parts("the agent hung up"):
+                    await self.leg.hangup()
+            case TransferTo(destination=destination, after_playout=after_playout):
+                if not is_allowed(destination, self._transfer.allow):
+                    raise Refused(f"no entry of [transfer] allow covers {destination!r}; the operator decides")
+                if after_playout:
+                    await self.leg.played()
+                with self._parts("the agent transferred the caller"):
+                    await self.leg.transfer_to(destination)
             case SendDtmf(digits=digits):
-                await self.leg.send_dtmf(digits)
+                await self.leg.played()
+                self._returning = True
+                try:
+                    await self.leg.send_dtmf(digits)
+                except CarrierError:
+                    self._returning = False
+                    raise
             case StartRecording():
                 await self.leg.start_recording()
             case StopRecording():

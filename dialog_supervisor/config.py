@@ -19,6 +19,8 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta, Struct
 
+from dialog_supervisor.transfer import PATTERN_FORMS, is_pattern
+
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
@@ -126,6 +128,13 @@ class FallbackConfig(Section, frozen=True, kw_only=True):
     """A number (E.164) to connect the caller to."""
 
 
+class TransferConfig(Section, frozen=True, kw_only=True):
+    """`[transfer]`: whom agents may connect callers to."""
+
+    allow: tuple[str, ...] = ()
+    """Numbers (E.164) and SIP addresses, whole or as "+1555*" and "sip:*@example.com". Empty, as it is, allows nobody."""
+
+
 class ControlConfig(Section, frozen=True, kw_only=True):
     """`[control]`: where dialogctl finds dialogd."""
 
@@ -151,6 +160,7 @@ class Tables(Section, frozen=True, kw_only=True):
     agent: AgentConfig
     calls: CallsConfig = CallsConfig()
     fallback: FallbackConfig = FallbackConfig()
+    transfer: TransferConfig = TransferConfig()
     control: ControlConfig = ControlConfig()
     log: LogConfig = LogConfig()
 
@@ -370,6 +380,9 @@ def _check(path: Path, config: Config) -> None:
     for name, value in config.agent.env.items():
         if config.twilio.auth_token in value:
             raise refuse(f"agent.env.{name}", None, "holds twilio.auth_token, which agent code must not have; remove it")
+    for number, pattern in enumerate(config.transfer.allow):
+        if not is_pattern(pattern):
+            raise refuse(f"transfer.allow[{number}]", pattern, f"is not of a form such as {PATTERN_FORMS}")
     if config.fallback.dial is not None and not re.fullmatch(r"\+[1-9]\d{6,14}", config.fallback.dial):
         raise refuse("fallback.dial", config.fallback.dial, 'is not an E.164 number, such as "+15551234567"')
 

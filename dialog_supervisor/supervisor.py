@@ -96,7 +96,7 @@ class Supervisor(Controlled):
         """Begin a call, or return None when none is taken now."""
         if not self._accepting or self._nursery is None:
             return None
-        call = Call(metadata, make_leg, self._generation, self._config.calls)
+        call = Call(metadata, make_leg, self._generation, self._config.calls, self._config.transfer)
         self._calls[call.id] = call
         self._nursery.start_soon(self._run_call, call)
         return call

@@ -76,9 +76,13 @@ class VoIP(ABC):
         patience = REQUEST_TIMEOUT_S + (PLAYOUT_TIMEOUT_S if after_playout else 0)
         await self.request(Hangup, timeout_s=patience, after_playout=after_playout)
 
-    async def transfer_to(self, destination: str) -> None:
-        """Connect the caller to another number (E.164) or SIP address."""
-        await self.request(TransferTo, timeout_s=REQUEST_TIMEOUT_S, destination=destination)
+    async def transfer_to(self, destination: str, *, after_playout: bool = True) -> None:
+        """Connect the caller to another number (E.164) or SIP address, after what has been posted was heard.
+
+        The call is then over for this worker. A destination that the operator's list does not cover is refused.
+        """
+        patience = REQUEST_TIMEOUT_S + (PLAYOUT_TIMEOUT_S if after_playout else 0)
+        await self.request(TransferTo, timeout_s=patience, destination=destination, after_playout=after_playout)
 
     async def send_dtmf(self, digits: str) -> None:
         """Press keys: 0-9, *, #, and w for half a second's wait."""

@@ -206,9 +206,10 @@ class Hangup(Request, frozen=True, tag="Hangup"):
 
 
 class TransferTo(Request, frozen=True, tag="TransferTo"):
-    """Connect the caller to another number (E.164) or SIP address."""
+    """Connect the caller to another number (E.164) or SIP address, after what has been posted was played."""
 
     destination: str
+    after_playout: bool = True
 
 
 class SendDtmf(Request, frozen=True, tag="SendDtmf"):

@@ -238,10 +238,18 @@ class Agent:
 
     async def hangup(self) -> None:
         """Wait until all that is being said was heard, then end the call. Raises `RequestFailed`."""
+        await self._said_all()
+        await self.voip.hangup()
+
+    async def transfer_to(self, destination: str) -> None:
+        """Wait until all that is being said was heard, then connect the caller elsewhere. Raises `RequestFailed`."""
+        await self._said_all()
+        await self.voip.transfer_to(destination)
+
+    async def _said_all(self) -> None:
         for utterance in tuple(self._utterances.values()):
             utterance.finish()
             await utterance.heard()
-        await self.voip.hangup()
 
     async def dispose(self) -> None:
         """Stop talking and let go of the line."""

@@ -42,6 +42,7 @@ class Probe(Agent):
     """Says back whatever it hears, and misbehaves when asked to."""
 
     stubborn = False
+    started = 0
 
     def on_media(self, media: Media) -> None:
         self.voip.post(Message("echo", media.payload))
@@ -54,7 +55,8 @@ class Probe(Agent):
 
     async def on_dtmf(self, dtmf: Dtmf) -> None:
         await {"1": self.fail, "2": self.block, "3": self.leave, "4": self.stay, "5": self.goodbye, "6": self.cut,
-               "7": self.flood, "8": self.garbage, "9": self.sys_exit, "0": self.tell}[dtmf.digit]()
+               "7": self.flood, "8": self.garbage, "9": self.sys_exit, "0": self.tell, "*": self.transfer,
+               "#": self.transfer_abroad, "A": self.dial_through, "B": self.dial_nonsense}[dtmf.digit]()
 
     async def fail(self) -> None:
         raise RuntimeError("the agent's own mistake")
@@ -80,8 +82,27 @@ class Probe(Agent):
         await self.end(after_playout=False)
 
     async def end(self, *, after_playout: bool) -> None:
+        await self.ask(self.voip.hangup(after_playout=after_playout))
+
+    async def transfer(self) -> None:
+        await self.ask(self.voip.transfer_to("+15557654321"))
+
+    async def transfer_abroad(self) -> None:
+        await self.ask(self.voip.transfer_to("+881234567890"))
+
+    async def dial_through(self) -> None:
+        await self.ask(self.voip.send_dtmf("1w2#"))
+
+    async def dial_nonsense(self) -> None:
+        await self.ask(self.voip.send_dtmf("call me"))
+
+    async def on_streaming_started(self, started) -> None:
+        self.started += 1
+
+    async def ask(self, request) -> None:
         try:
-            await self.voip.hangup(after_playout=after_playout)
+            await request
+            self.voip.trace("granted", "")
         except RequestFailed as error:
             failure = error.failure
             self.voip.trace("failed", failure.message, {"kind": failure.kind, "code": str(failure.code)})
@@ -96,7 +117,7 @@ class Probe(Agent):
         self.voip._link._sock.send(b"\\xff" * 64)
 
     async def tell(self) -> None:
-        self.voip.trace("alive", str(os.getpid()))
+        self.voip.trace("alive", str(os.getpid()), {"started": str(self.started)})
 
     async def run(self) -> None:
         await super().run()

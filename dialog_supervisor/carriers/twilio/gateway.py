@@ -14,7 +14,7 @@ from twilio.request_validator import RequestValidator
 from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from dialog_supervisor.call import Call, Next
-from dialog_supervisor.carriers.base import Leg
+from dialog_supervisor.carriers.base import CarrierError, Leg
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.carriers.twilio.voip import TwilioLeg
 from dialog_supervisor.config import Config
@@ -108,7 +108,8 @@ class TwilioGateway:
         return self._twiml(self._next(call))
 
     def _leg(self, metadata: Metadata, emit: Callable[[Event], None]) -> Leg:
-        return TwilioLeg(metadata, self._rest, self._config.calls.silence_timeout, emit)
+        silence_s = self._config.calls.silence_timeout
+        return TwilioLeg(metadata, self._rest, silence_s, lambda: self._stream_verb(metadata.call_id), emit)
 
     def _after(self, form: Form) -> Response:
         """A stream has ended; Twilio asks what now."""
@@ -131,11 +132,21 @@ class TwilioGateway:
         return document
 
     def _connect(self, token: str) -> VoiceResponse:
-        """The token is in the path: Twilio strips a stream URL's query (Twilio docs, <Stream>)."""
-        document, connect = VoiceResponse(), Connect(action=self._origin + AFTER_PATH, method="POST")
-        connect.stream(url=self._media_url(token))
-        document.append(connect)
+        document = VoiceResponse()
+        document.append(self._connect_verb(token))
         return document
+
+    def _connect_verb(self, token: str) -> Connect:
+        """The token is in the path: Twilio strips a stream URL's query (Twilio docs, <Stream>)."""
+        connect = Connect(action=self._origin + AFTER_PATH, method="POST")
+        connect.stream(url=self._media_url(token))
+        return connect
+
+    def _stream_verb(self, call_sid: str) -> Connect:
+        call = self._switchboard.find(call_sid)
+        if call is None:
+            raise CarrierError("the call is over")
+        return self._connect_verb(call.token)
 
     def _media_url(self, token: str) -> str:
         return self._origin.replace("http", "ws", 1) + MEDIA_PREFIX + token

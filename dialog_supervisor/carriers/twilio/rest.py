@@ -8,6 +8,7 @@ from twilio.base.exceptions import TwilioException, TwilioRestException
 from twilio.http import AsyncHttpClient
 from twilio.http.response import Response
 from twilio.rest import Client
+from twilio.twiml.voice_response import Dial, VoiceResponse
 
 from dialog_supervisor.carriers.base import CarrierError
 from dialog_supervisor.config import TwilioConfig
@@ -67,10 +68,28 @@ class TwilioRest:
     async def complete(self, call_sid: str) -> None:
         """End a call. One that is over already is no error. Raises `CarrierError`."""
         try:
-            await self._client.calls(call_sid).update_async(status="completed")
-        except TwilioRestException as error:
+            await self._update(call_sid, status="completed")
+        except CarrierError as error:
             if error.code not in (_NOT_FOUND, _NOT_IN_PROGRESS):
-                raise self._failed(error) from error
+                raise
+
+    async def dial(self, call_sid: str, destination: str) -> None:
+        """Connect a call's caller to a number or SIP address, and end the call after that. Raises `CarrierError`."""
+        document, dial = VoiceResponse(), Dial()
+        if destination.lower().startswith(("sip:", "sips:")):
+            dial.sip(destination)
+        else:
+            dial.number(destination)
+        document.append(dial)
+        await self.replace(call_sid, document)
+
+    async def replace(self, call_sid: str, document: VoiceResponse) -> None:
+        """Have a call go on with another document; the stream under way is torn down. Raises `CarrierError`."""
+        await self._update(call_sid, twiml=str(document))
+
+    async def _update(self, call_sid: str, **changes: str) -> None:
+        try:
+            await self._client.calls(call_sid).update_async(**changes)
         except (TwilioException, httpx.HTTPError, ValueError) as error:
             raise self._failed(error) from error
 

@@ -1,9 +1,11 @@
 """One call's line at Twilio: its media messages in and out, and what can be asked of Twilio about the call."""
 
+import re
 from collections.abc import Callable
 
 import structlog
 import trio
+from twilio.twiml.voice_response import Connect, VoiceResponse
 from websockets.frames import CloseCode
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
@@ -15,6 +17,7 @@ from protocol.messages import Dtmf, Event, Media, Metadata, StreamingStarted
 START_TIMEOUT_S = 10.0  # Twilio sends `start` right after `connected`
 MAX_UNREADABLE = 100  # messages that are nothing of Twilio's; more is not a slip but another program
 _ENCODING = "audio/x-mulaw"
+_DIGITS = re.compile(r"[0-9*#wW]{1,32}")  # Twilio docs, <Play digits>
 
 log = structlog.get_logger("twilio")
 
@@ -28,10 +31,22 @@ class _NotOurs(Exception):
 
 
 class TwilioLeg(Leg):
-    """A call at Twilio. What its socket sends that makes no sense is counted and dropped; see `docs/carriers.md`."""
+    """A call at Twilio. `connect` returns the verb that opens another stream for it.
 
-    def __init__(self, metadata: Metadata, rest: TwilioRest, silence_s: float, emit: Callable[[Event], None]) -> None:
+    What its socket sends that makes no sense is counted and dropped; `docs/carriers.md` has the whole list.
+    """
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        rest: TwilioRest,
+        silence_s: float,
+        connect: Callable[[], Connect],
+        emit: Callable[[Event], None],
+    ) -> None:
         super().__init__(emit)
+        self._connect = connect
+        self._introduced = False
         self._metadata = metadata
         self._rest = rest
         self._silence_s = silence_s
@@ -139,9 +154,13 @@ class TwilioLeg(Leg):
         self._stream_sid = start.stream_sid or message.stream_sid
         self._encoder = wire.Encoder(self._stream_sid)
         self._heard_at = trio.current_time()
-        known = self._metadata
-        self.emit(Metadata(known.call_id, known.carrier, known.caller, known.callee, known.fields, start.custom_parameters))
-        self.emit(StreamingStarted(self._stream_sid, _ENCODING, 8000))
+        if not self._introduced:  # a stream that follows another is the same conversation, after a gap
+            self._introduced = True
+            known = self._metadata
+            self.emit(
+                Metadata(known.call_id, known.carrier, known.caller, known.callee, known.fields, start.custom_parameters)
+            )
+            self.emit(StreamingStarted(self._stream_sid, _ENCODING, 8000))
         self.open = True
         self.opened()
 
@@ -197,3 +216,15 @@ class TwilioLeg(Leg):
 
     async def hangup(self) -> None:
         await self._rest.complete(self._metadata.call_id)
+
+    async def transfer_to(self, destination: str) -> None:
+        await self._rest.dial(self._metadata.call_id, destination)
+
+    async def send_dtmf(self, digits: str) -> None:
+        """Have Twilio press keys. That replaces the call's document, so the same call comes back on a new stream."""
+        if not _DIGITS.fullmatch(digits):
+            raise CarrierError(f"{len(digits)} characters are no digits; use 0-9, *, #, w (0.5 s) and W (1 s), at most 32")
+        document = VoiceResponse()
+        document.play(digits=digits)
+        document.append(self._connect())
+        await self._rest.replace(self._metadata.call_id, document)
