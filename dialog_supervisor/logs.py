@@ -7,7 +7,8 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -63,6 +64,18 @@ def _drop_speech(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return event
 
 
+class _Stderr:
+    """Standard error for a process that must outlive its log: what cannot be written, on a full disk say, is lost."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def configure(config: LogConfig) -> None:
     """Set up logging for this process. Standard-library loggers of our libraries end in the same lines, from warnings on."""
     readable = sys.stderr.isatty() if config.format == "auto" else config.format == "console"
@@ -77,12 +90,13 @@ def configure(config: LogConfig) -> None:
         _mask_event,
         _in_order,
     ]
+    stderr = cast(TextIO, _Stderr())
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[config.level]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stderr),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -53,15 +53,19 @@ class Supervisor(Controlled):
                 await nursery.start(self._generation.run)
                 gateway = TwilioGateway(self._config, self, TwilioRest(self._config.twilio, http))
                 self._listener = Listener(self._config.gateway, partial(self._handle, gateway), tls)
-                nursery.start_soon(self._listener.serve, listening)
                 await nursery.start(serve_control, self, self._config.control.socket)
-                async with trio.open_nursery() as calls:
-                    self._nursery, self._accepting = calls, True
-                    host, port = listening.getsockname()[:2]
-                    log.info("ready", listen=f"{host}:{port}", public_url=self._config.gateway.public_url, pid=os.getpid())
-                    await self._until_told_to_stop(calls)
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    async with trio.open_nursery() as calls:
+                        self._nursery, self._accepting = calls, True
+                        nursery.start_soon(self._listener.serve, listening)  # who connected before waits in the backlog
+                        self._say_ready(listening)
+                        await self._until_told_to_stop(signals, calls)
                 nursery.cancel_scope.cancel()
         log.info("stopped")
+
+    def _say_ready(self, listening: socket.socket) -> None:
+        host, port = listening.getsockname()[:2]
+        log.info("ready", listen=f"{host}:{port}", public_url=self._config.gateway.public_url, pid=os.getpid())
 
     async def _handle(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
         if request.path.startswith(TWILIO_PREFIX):
@@ -70,19 +74,18 @@ class Supervisor(Controlled):
             return Response(200, "ok\n") if self._accepting else Response(503, "stopping\n")
         return Response(404, "there is nothing here\n")
 
-    async def _until_told_to_stop(self, calls: trio.Nursery) -> None:
-        """Wait for SIGTERM or SIGINT, end the calls politely, and return; a second signal ends them at once."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    async def _until_told_to_stop(self, signals: AsyncIterator[int], calls: trio.Nursery) -> None:
+        """Wait for a signal, end the calls politely, and return; a second signal ends them at once."""
+        number = await anext(signals)
+        self._accepting = False
+        log.info("stopping", signal=signal.Signals(number).name, calls=len(self._calls))
+        for call in tuple(self._calls.values()):
+            call.end("dialogd is stopping", fallback=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_quiet, nursery.cancel_scope)
             number = await anext(signals)
-            self._accepting = False
-            log.info("stopping", signal=signal.Signals(number).name, calls=len(self._calls))
-            for call in tuple(self._calls.values()):
-                call.end("dialogd is stopping", fallback=True)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_quiet, nursery.cancel_scope)
-                number = await anext(signals)
-                log.warning("stopping now", signal=signal.Signals(number).name, calls=len(self._calls))
-                calls.cancel_scope.cancel()
+            log.warning("stopping now", signal=signal.Signals(number).name, calls=len(self._calls))
+            calls.cancel_scope.cancel()
 
     async def _until_quiet(self, scope: trio.CancelScope) -> None:
         while self._calls:
@@ -96,7 +99,11 @@ class Supervisor(Controlled):
         """Begin a call, or return None when none is taken now."""
         if not self._accepting or self._nursery is None:
             return None
-        call = Call(metadata, make_leg, self._generation, self._config.calls, self._config.transfer)
+        try:
+            call = Call(metadata, make_leg, self._generation, self._config.calls, self._config.transfer)
+        except OSError as error:
+            log.error("a call cannot be taken", call=metadata.call_id, reason=error.strerror, remedy="raise LimitNOFILE")
+            return None
         self._calls[call.id] = call
         self._nursery.start_soon(self._run_call, call)
         return call

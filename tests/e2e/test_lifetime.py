@@ -4,14 +4,15 @@ import os
 import signal
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import AUTH_TOKEN, DIALOGD, Dialogd, write_agent, write_config
-from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
+from tests.e2e.daemon import AUTH_TOKEN, DIALOGD, PATIENCE_S, PROBE, PUBLIC_URL, Dialogd, write_agent, write_config
+from tests.e2e.twilio_client import PhoneCall, Place, Twilio, verbs
 
 MANY = int(os.environ.get("DIALOG_MANY_CALLS", "150"))
 AT_ONCE = 10
@@ -145,6 +146,9 @@ async def test_many_short_calls_leave_nothing_behind(start_dialogd: StartDialogd
     assert len(dialogd.find(event="call ended", reason="the carrier stopped the stream")) == MANY
     status = await dialogd.ask("/status")
     assert (status["calls"], status["workers"], status["connections"]) == (0, 0, 0)
+    with trio.move_on_after(10):  # a control connection's own tasks end by and by
+        while (status := await dialogd.ask("/status"))["tasks"] > tasks:  # noqa: ASYNC110 - another process
+            await trio.sleep(3)
     assert status["tasks"] <= tasks
 
 
@@ -185,3 +189,30 @@ async def _settled(dialogd: Dialogd, expected: dict[str, int]) -> None:
     with trio.move_on_after(10):
         while _size(dialogd) != expected:  # noqa: ASYNC110 - no event tells of another process closing its descriptors
             await trio.sleep(0.05)
+
+
+async def test_a_log_that_cannot_be_written_costs_no_call(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    gateway = {"listen": f"127.0.0.1:{port}", "public_url": PUBLIC_URL}
+    config = write_config(tmp_path, write_agent(tmp_path / "agent", PROBE), gateway=gateway)
+    environ = os.environ | {"TWILIO_AUTH_TOKEN": AUTH_TOKEN}
+    command = ["sh", "-c", f"exec {DIALOGD} -c {config} 2>/dev/full"]
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(partial(trio.run_process, command, env=environ))
+        await _listening(port)
+        async with Twilio(Place(PUBLIC_URL, port)) as twilio, twilio.streaming() as call:
+            await call.echo()
+        process.terminate()
+    assert process.returncode == 0
+
+
+async def _listening(port: int) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+            except OSError:
+                await trio.sleep(0.05)
+            else:
+                return

@@ -5,9 +5,11 @@ It shares no code with `dialog_supervisor` or `dialog_local`, and its WebSocket 
 
 import base64
 import json
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -30,10 +32,19 @@ def sign(url: str, fields: Mapping[str, str] | None = None, token: str = AUTH_TO
     return signature
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a `dialogd` is that a test started by itself."""
+
+    public_url: str
+    port: int
+    tls: ssl.SSLContext | None = None
+
+
 class Twilio:
     """A Twilio account whose numbers point at one `dialogd`."""
 
-    def __init__(self, dialogd: Dialogd) -> None:
+    def __init__(self, dialogd: Dialogd | Place) -> None:
         self.public_url = dialogd.public_url
         self.tls = dialogd.tls
         self._port = dialogd.port
