@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
@@ -20,7 +21,10 @@ from dialog_supervisor.call import Call
 from dialog_supervisor.config import ConfigError
 from dialog_supervisor.logs import mask
 
+_RESTART_PAUSE_S = 1.0
 _KEEP_ALIVE_S = 2.0  # between requests; Hypercorn notices that a client left only when this is over
+
+log = structlog.get_logger("control")
 
 
 class Controlled(Protocol):
@@ -118,8 +122,36 @@ async def serve_control(
     config.accesslog = config.errorlog = None
     config.keep_alive_timeout = _KEEP_ALIVE_S
     config.graceful_timeout = 0
+    app, start = control_app(controlled), _Start(task_status)
     try:
-        await serve(control_app(controlled), config, mode="asgi", task_status=task_status)  # type: ignore[arg-type]
+        while True:
+            try:
+                await serve(app, config, mode="asgi", task_status=start)  # type: ignore[arg-type]  # Starlette is one
+            except Exception as error:  # the control API's boundary: calls go on without it
+                if not start.done:
+                    raise ConfigError(f"control.socket: {path} cannot be opened: {_cause(error)}") from error
+                log.exception("the control API failed and is started again")
+                await trio.sleep(_RESTART_PAUSE_S)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(path)
+
+
+def _cause(error: BaseException) -> str:
+    """Return why, from within Hypercorn's groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return getattr(error, "strerror", None) or str(error)
+
+
+class _Start(trio.TaskStatus[Any]):
+    """Passes the first start on, and remembers it."""
+
+    def __init__(self, inner: trio.TaskStatus[Any]) -> None:
+        self._inner = inner
+        self.done = False
+
+    def started(self, value: Any = None) -> None:
+        if not self.done:
+            self.done = True
+            self._inner.started(value)

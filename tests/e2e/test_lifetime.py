@@ -216,3 +216,12 @@ async def _listening(port: int) -> None:
                 await trio.sleep(0.05)
             else:
                 return
+
+
+def test_a_control_socket_that_cannot_be_opened_ends_dialogd_with_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken.sock").mkdir()
+    config = write_config(tmp_path, write_agent(tmp_path / "agent", PROBE), control={"socket": str(tmp_path / "taken.sock")})
+    done = run(config)
+    assert done.returncode == 1
+    assert done.stderr.startswith("dialogd: control.socket: ")
+    assert "Traceback" not in done.stderr
