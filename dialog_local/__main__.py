@@ -19,7 +19,7 @@ class Refused(Exception):
 
 @app.default
 def run(*, listen: str = "127.0.0.1:8070", max_contexts: int = 50, first_token_ms: float = 80.0) -> int:
-    """Serve Deepgram's, Cartesia's and OpenAI's wire protocols on one port, with local models.
+    """Serve the wire protocols of Deepgram, Cartesia, ElevenLabs and OpenAI on one port, with local models.
 
     Parameters
     ----------

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from dialog_worker.participant import ProviderError, Word
     from dialog_worker.stt.base import STT
     from dialog_worker.stt.deepgram import DeepgramSTT
+    from dialog_worker.stt.openai import OpenAISTT
     from dialog_worker.tts.base import TTS
     from dialog_worker.tts.cartesia import CartesiaTTS
+    from dialog_worker.tts.elevenlabs import ElevenLabsTTS
     from dialog_worker.voip import RequestFailed, VoIP
     from protocol.messages import Dtmf, Media, Message, MessageDispatched, Metadata, StreamingStarted, StreamingStopped
 
@@ -23,11 +25,13 @@ _HOMES = {
     "CartesiaTTS": "dialog_worker.tts.cartesia",
     "DeepgramSTT": "dialog_worker.stt.deepgram",
     "Dtmf": "protocol.messages",
+    "ElevenLabsTTS": "dialog_worker.tts.elevenlabs",
     "Media": "protocol.messages",
     "Message": "protocol.messages",
     "MessageDispatched": "protocol.messages",
     "Metadata": "protocol.messages",
     "OpenAIAgent": "dialog_worker.agent.openai",
+    "OpenAISTT": "dialog_worker.stt.openai",
     "ProviderError": "dialog_worker.participant",
     "ProviderFailed": "dialog_worker.agent.base",
     "RequestFailed": "dialog_worker.voip",
@@ -47,11 +51,13 @@ __all__ = [
     "CartesiaTTS",
     "DeepgramSTT",
     "Dtmf",
+    "ElevenLabsTTS",
     "Media",
     "Message",
     "MessageDispatched",
     "Metadata",
     "OpenAIAgent",
+    "OpenAISTT",
     "ProviderError",
     "ProviderFailed",
     "RequestFailed",

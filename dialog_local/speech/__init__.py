@@ -1,1 +1,3 @@
-"""Ears and a voice: Deepgram's wire protocol in front of Moonshine (`listen`), Cartesia's in front of Piper (`speak`)."""
+"""Ears and a voice: the protocols of Deepgram (`listen`) and OpenAI (`dictation`) in front of Moonshine, those of Cartesia
+(`speak`) and ElevenLabs (`multistream`) in front of Piper.
+"""

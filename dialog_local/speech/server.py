@@ -1,4 +1,4 @@
-"""One port for everything that an agent needs besides the phone: Deepgram, Cartesia and OpenAI look-alikes on local models.
+"""One port for everything that an agent needs besides the phone: look-alikes of its providers on local models.
 
 The port opens at once; `/healthz` answers 503 until the models are loaded, and so does every request that needs one.
 """
@@ -20,8 +20,10 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from dialog_local.brain.completions import FIRST_TOKEN_MS, Completions, models
+from dialog_local.speech.dictation import transcribe_live
 from dialog_local.speech.listen import Ear, listen, transcribe_recording
 from dialog_local.speech.models import Moonshine, Piper
+from dialog_local.speech.multistream import multi_stream_input
 from dialog_local.speech.speak import MAX_CONTEXTS, Mouth, tts_bytes, tts_websocket
 
 SHUTDOWN_SECONDS = 1.0  # for requests under way
@@ -60,6 +62,9 @@ class Speech:
         async def spoken(websocket: WebSocket) -> None:
             await tts_websocket(websocket, self.mouth)
 
+        async def spoken_in_contexts(websocket: WebSocket) -> None:
+            await multi_stream_input(websocket, self.mouth)
+
         async def spoken_bytes(request: Request) -> Response:
             return await tts_bytes(request, self.mouth)
 
@@ -70,7 +75,9 @@ class Speech:
             routes=[
                 WebSocketRoute("/v1/listen", live),
                 Route("/v1/listen", recorded, methods=["POST"]),
+                WebSocketRoute("/v1/realtime", lambda websocket: transcribe_live(websocket, self.ear)),
                 WebSocketRoute("/tts/websocket", spoken),
+                WebSocketRoute("/v1/text-to-speech/{voice_id}/multi-stream-input", spoken_in_contexts),
                 Route("/tts/bytes", spoken_bytes, methods=["POST"]),
                 Route("/v1/chat/completions", completions.chat, methods=["POST"]),
                 Route("/v1/models", models),

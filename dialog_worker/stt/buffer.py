@@ -25,12 +25,12 @@ def is_voiced(audio: bytes, encoding: str) -> bool:
 class AudioBuffer:
     """Audio that waits to be sent, and audio that was sent but would have to be sent again on a new connection."""
 
-    def __init__(self, encoding: str, sample_rate: int, kept_s: float = KEPT_S) -> None:
+    def __init__(self, encoding: str, sample_rate: int, kept_s: float = KEPT_S, longest_s: float = LONGEST_FRAME_S) -> None:
         self._width = BYTES_PER_SAMPLE[encoding]
         self._rate = sample_rate * self._width
         self._limit = self._bytes(kept_s)
         self._shortest = self._bytes(SHORTEST_FRAME_S)
-        self._longest = self._bytes(LONGEST_FRAME_S)
+        self._longest = self._bytes(longest_s)
         self._audio = bytearray()
         self._start = 0  # where `_audio` begins
         self._sent = 0

@@ -125,12 +125,12 @@ class Contexts:
             if not utterance.complete:
                 self._aborted.add(uuid)
 
-    def due(self, now: float) -> Line | Cancel | None:
-        """What to send next, taken as sent."""
+    def due(self, now: float, *, may_open: bool = True) -> Line | Cancel | None:
+        """What to send next, taken as sent; without `may_open`, nothing that needs another context."""
         if self._cancels:
             return self._cancels.popleft()
         for utterance in list(self._queue.values())[:AHEAD]:
-            if utterance.is_pending() and (line := self._line(utterance, now)):
+            if utterance.is_pending() and (line := self._line(utterance, now, may_open=may_open)):
                 return line
         return None
 
@@ -227,13 +227,13 @@ class Contexts:
         for following in list(self._queue.values())[:AHEAD]:
             following.touched_at = max(following.touched_at, now)  # its turn begins here, and so does our patience
 
-    def _line(self, utterance: Utterance, now: float) -> Line | None:
+    def _line(self, utterance: Utterance, now: float, *, may_open: bool) -> Line | None:
         text = utterance.unsent()
         context = utterance.context
         idle = context is not None and context.is_idle(now, self._idle_s)
         if context is None or (idle and text.strip()):
-            if not text.strip():
-                return None  # nothing to say, for which no context is opened
+            if not text.strip() or not may_open:
+                return None  # for nothing to say, no context is opened
             context = self._open(utterance, now)
         elif idle and utterance.complete:
             utterance.closing_at = now
