@@ -4,6 +4,7 @@ Telephone numbers and pressed keys are masked here, at the last moment, so that 
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -24,6 +25,7 @@ _TELEPHONE_NUMBER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _KEYS_PRESSED = ("digit", "digits")
+_STDERR_FD = 2
 _LEVELS = {"debug": 10, "info": 20, "notice": 20, "warning": 30, "error": 40}
 
 
@@ -65,15 +67,19 @@ def _drop_speech(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 
 
 class _Stderr:
-    """Standard error for a process that must outlive its log: what cannot be written, on a full disk say, is lost."""
+    """Standard error for a process that must outlive its log: what cannot be written, on a full disk say, is lost.
+
+    It writes past `sys.stderr`, which would keep what failed, and fail again with it at exit.
+    """
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.write(text)
+        data = text.encode(errors="backslashreplace")
+        with suppress(OSError):
+            while data:
+                data = data[os.write(_STDERR_FD, data) :]
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
+        """Nothing is held back."""
 
 
 def configure(config: LogConfig) -> None:
