@@ -18,13 +18,13 @@ Stderr = Callable[[], str]
 
 
 @pytest.fixture
-def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Stderr]:
+def stderr(capfd: pytest.CaptureFixture[str]) -> Iterator[Stderr]:
     """Return a function that returns what has been written; logging is as before afterwards."""
     handlers, level = logging.root.handlers[:], logging.root.level
     written: list[str] = []
 
     def read() -> str:
-        written.append(capsys.readouterr().err)
+        written.append(capfd.readouterr().err)
         return "".join(written)
 
     yield read
