@@ -58,7 +58,7 @@ def remembered(summary: dict[str, Any], role: str) -> list[str]:
 
 async def test_a_caller_books_a_table_interrupts_and_hangs_up(dialogd: Dialogd, server: str, tmp_path: Path) -> None:
     out = tmp_path / "call.wav"
-    lines = ["A table for four people at seven thirty, please.", "What is on the menu?", "Thank you. Goodbye."]
+    lines = ["A table for four people at seven thirty, please.", "What is on the menu?", "Thank you, bye."]
     spoken = [argument for line in lines for argument in ("--say", line)]
     summary = await place_call(dialogd, server, "--interrupt", "3", "--out", str(out), *spoken)
 
