@@ -4,11 +4,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
 
+from dialog_local.carrier.company import PhoneCompany
+from tests.local.customer import SID, TOKEN, Customer, open_customer
 from tests.local.sockets import BOOKING, CARTESIA, MAX_CONTEXTS, MULAW
 
 
@@ -36,3 +38,14 @@ def spoken_booking(server: str) -> bytes:
     response = httpx.post(f"http://{server}/tts/bytes", json=body, headers=CARTESIA, trust_env=False, timeout=30)
     assert response.status_code == 200
     return response.content
+
+
+@pytest.fixture
+async def customer() -> AsyncIterator[Customer]:
+    async with open_customer() as opened:
+        yield opened
+
+
+@pytest.fixture
+def company() -> PhoneCompany:
+    return PhoneCompany(SID, TOKEN)
