@@ -103,7 +103,9 @@ async def test_timestamps_count_audio(server: str, spoken_booking: bytes) -> Non
     assert messages[0]["timestamp"] == pytest.approx(1.1, abs=0.15)
     spoken = messages[1]["channel"]["alternatives"][0]["words"]
     assert spoken[0]["start"] == pytest.approx(1.1, abs=0.15)
-    assert spoken[-1]["end"] == pytest.approx(1.0 + len(spoken_booking) / 8000, abs=0.3)
+    assert spoken[-1]["end"] == pytest.approx(
+        1.0 + len(spoken_booking) / 8000, abs=0.7
+    )  # the voice ends in a silence of its own choosing
     assert all(before["end"] <= after["start"] for before, after in pairwise(spoken))
 
 
