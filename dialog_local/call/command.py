@@ -47,7 +47,7 @@ def call(
     *,
     turns: Turns = (),
     text: Flag = False,
-    interrupt: int | None = None,
+    interrupt: Annotated[tuple[int, ...], Parameter(negative=(), show_default=False)] = (),
     out: Path | None = None,
     from_: Annotated[str, Parameter(name="--from")] = "+15550001111",
     to: str = "+15550002222",
@@ -68,7 +68,7 @@ def call(
     text
         Type what the caller says, line by line; an empty line hangs up.
     interrupt
-        Say turn N over the agent's answer instead of after it.
+        Say turn N over the agent's words instead of after them. Repeatable.
     out
         Write the call to a stereo WAV file: the caller left, the agent right.
     from_
@@ -121,12 +121,12 @@ def _outcome(converse: Callable[[], Summary], console: Console, *, json: bool, c
     return complain("dialogctl call", doubt, 1) if doubt else 0
 
 
-def _usage_error(turns: Sequence[Line], *, text: bool, interrupt: int | None, url: str, token: str) -> str:
+def _usage_error(turns: Sequence[Line], *, text: bool, interrupt: tuple[int, ...], url: str, token: str) -> str:
     """Return what is wrong with a combination of options, "" for nothing."""
     if bool(turns) == text:
         return "say something: give --say TEXT or --wav FILE (repeatedly), or --text to type"
-    if interrupt is not None and not 1 <= interrupt <= len(turns):
-        return f"--interrupt {interrupt}: there are {len(turns)} turns; give the number of one"
+    if unknown := next((number for number in interrupt if not 1 <= number <= len(turns)), None):
+        return f"--interrupt {unknown}: there are {len(turns)} turns; give the number of one"
     if url and not token:
         return f"--url {url} needs --token: the auth token that its webhooks are signed with"
     return ""

@@ -187,10 +187,17 @@ def _elapsed_ms(since: float | None, at: float) -> float | None:
 
 
 def agent_words(events: Sequence[Event], steps: Sequence[Step]) -> str:
-    """Return all that the caller was told, in order: by the agent as far as it was heard, and by the carrier's <Say>."""
-    said = [(step.at, step.text) for step in steps if step.kind == "said"]
+    """Return all that the caller was told, in order: by the agent as far as it was heard, and by the carrier's <Say>.
+
+    The last word of what was cut off is left out: the caller heard a part of it, which nobody can be asked to recognise.
+    """
+    said = [(step.at, _whole_words(step)) for step in steps if step.kind == "said"]
     said += [(event.at, event.text) for event in events if isinstance(event, Said)]
     return " ".join(text for _, text in sorted(said, key=lambda each: each[0]))
+
+
+def _whole_words(step: Step) -> str:
+    return step.text.rpartition(" ")[0] if step.fields.get("interrupted") == "true" else step.text
 
 
 def agent_utterances(events: Sequence[Event], call_seconds: float) -> list[tuple[float, float]]:

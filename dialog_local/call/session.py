@@ -1,7 +1,7 @@
 """One local call from preparation to files: speech for the caller, the phone company, the conversation, the report."""
 
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -65,7 +65,7 @@ class Session:
         self._max_seconds = max_seconds
         self._speech = SpeechClient()
 
-    async def run(self, lines: Sequence[Line], text: bool, interrupt: int | None) -> Summary:
+    async def run(self, lines: Sequence[Line], text: bool, interrupt: Collection[int]) -> Summary:
         """Prepare the turns, place the call, live through it, and sum it up. Raises `Failed` and what its parts raise."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._speech)
@@ -87,14 +87,14 @@ class Session:
             events = placed.log.history
             return report.summarise(placed.sid, conversation.taken, events, trace.steps, match=match, files=files)
 
-    async def _prepared(self, lines: Sequence[Line], interrupt: int | None) -> list[Turn]:
+    async def _prepared(self, lines: Sequence[Line], interrupt: Collection[int]) -> list[Turn]:
         """Turn the command line's turns into audio, before anybody waits on a line for it."""
         turns: list[Turn] = []
         async with _patience(self._console, "preparing what the caller says ..."):
             for number, line in enumerate(lines, start=1):
                 audio = await (self._speech.say(line.value) if line.kind == "--say" else _file_audio(line.value))
                 label = line.value if line.kind == "--say" else f"[{Path(line.value).name}]"
-                turns.append(Turn(label, audio, interrupts=number == interrupt))
+                turns.append(Turn(label, audio, interrupts=number in interrupt))
         return turns
 
     async def _live_through(self, placed: Call, conversation: Conversation, trace: Trace) -> None:

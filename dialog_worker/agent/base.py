@@ -186,14 +186,9 @@ class Agent:
     async def heard(self, utterance: Utterance) -> str:
         """Wait until an utterance was played or cut, and return what the caller heard of it."""
         try:
-            text = await utterance.heard()
+            return await utterance.heard()
         finally:
             self._utterances.pop(utterance.uuid, None)
-        cut = text != utterance.text.strip()
-        self.voip.trace(
-            "said", text, {"uuid": utterance.uuid, "interrupted": str(cut).lower(), "total": utterance.text.strip()}
-        )
-        return text
 
     def abort(self) -> None:
         """Stop talking and thinking, except for what was begun with `allow_interrupt=False`."""

@@ -67,6 +67,9 @@ class Utterance:
             return
         self._report = report
         self._reported.set()
+        whole = self.text.strip()
+        cut = str(self.heard_now != whole).lower()
+        self._voip.trace("said", self.heard_now, {"uuid": self.uuid, "interrupted": cut, "total": whole})
         if report.interrupted and not self._was_cut:  # the line was lost: what is still to come has nobody to hear it
             self._ended = self._was_cut = True
             self._tts.abort(self.uuid)

@@ -280,7 +280,7 @@ def test_a_step_dated_just_after_its_effect_took_no_time() -> None:
 
 
 def test_what_the_agent_said_is_what_was_heard_of_it_and_the_carriers_words() -> None:
-    assert report.agent_words(EVENTS, STEPS) == "Hello. Booked, and Goodbye."
+    assert report.agent_words(EVENTS, STEPS) == "Hello. Booked, Goodbye."
 
 
 def test_the_agents_utterances_last_to_the_end_of_the_call() -> None:

@@ -101,7 +101,7 @@ async def test_several_rounds_of_tools_lead_to_one_answer() -> None:
         ]
         async with scripted_call(desk := Desk(server)) as call:
             await call.caller_says("book it")
-            assert [await call.next_said() for _ in range(3)] == ["One moment.", "", "Done."]
+            assert {await call.next_said() for _ in range(3)} == {"One moment.", "", "Done."}
         roles = [entry["role"] for entry in desk.agent.history]
         assert roles == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
 
