@@ -6,19 +6,18 @@ A call goes `ringing` (its webhook is being answered), `connecting` (the carrier
 
 import math
 import secrets
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 
 import structlog
 import trio
-from msgspec import Struct
 
-from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsupported
-from dialog_supervisor.config import CallsConfig, TransferConfig
+from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
 from dialog_supervisor.generation import Generation, NoWorker
-from dialog_supervisor.transfer import is_allowed
+from dialog_supervisor.requests import Requests
+from dialog_supervisor.sections import CallsConfig, TransferConfig
+from dialog_supervisor.steps import Step, Steps
 from dialog_supervisor.websocket import MediaSocket
 from dialog_supervisor.worker import Worker
 from protocol.framing import ProtocolError
@@ -26,32 +25,19 @@ from protocol.link import LinkClosed, OutboxFull
 from protocol.messages import (
     Abort,
     Command,
-    Dispose,
     Error,
     Event,
-    Failure,
-    Hangup,
     Heartbeat,
     Media,
     Metadata,
     Post,
-    RemoveRecording,
-    Reply,
     Request,
-    SendDtmf,
-    StartRecording,
-    StartTranscript,
-    StopRecording,
     StreamingStopped,
+    TimeLimit,
     Trace,
-    TransferTo,
 )
 
-MAX_REQUESTS = 16  # a worker's requests under way at a time
-MAX_REQUEST_S = 600.0
-STEPS_KEPT = 512  # of the conversation's steps, for whoever begins to watch later
 _LAST_WORDS_S = 0.5  # for what an ended worker still had in the pipe
-_WATCHER_STEPS = 1024  # not yet read by a watcher, who then loses the call
 
 log = structlog.get_logger("call")
 
@@ -74,19 +60,6 @@ class Next(StrEnum):
     HANGUP = "hangup"
 
 
-class Refused(Exception):
-    """A request that the operator does not permit."""
-
-
-class Step(Struct, frozen=True):
-    """Something that happened in a call, for whoever watches it. `t` is in seconds since the call began."""
-
-    t: float
-    kind: str
-    text: str
-    fields: dict[str, str] = {}
-
-
 class Call:
     """A call from its webhook to the last trace of it."""
 
@@ -107,23 +80,19 @@ class Call:
         self.worker = Worker(generation.name, self.id)
         self.state = State.RINGING
         self.reason = ""
+        self._steps = Steps()
+        self._requests = Requests(self.leg, transfer, self._tell, self.end)
         self._config = config
-        self._transfer = transfer
         self._generation = generation
         self._deadline = math.inf
         self._changed = trio.Event()
         self._over = trio.Event()  # the conversation is over
         self._released = trio.Event()  # the carrier needs nothing more from us
         self._worked = trio.Event()  # the worker is gone and all it said is read
-        self._returning = False  # the carrier is about to stop the stream, and to open another
-        self._parting = ""  # why the carrier is about to stop the stream, if this side asked for it
         self._asked_in_vain = False  # the carrier has had its time to ask what comes after a lost stream
         self._fallback = False
         self._streams = 0
-        self._requests = 0
         self._dropped = 0
-        self._steps: deque[Step] = deque(maxlen=STEPS_KEPT)
-        self._watchers: set[trio.MemorySendChannel[Step]] = set()
         self._enter(State.RINGING, config.connect_timeout)
 
     # Its states
@@ -133,7 +102,7 @@ class Call:
         self._deadline = trio.current_time() + timeout
         self._changed.set()
         self._changed = trio.Event()
-        self._step("state", state.value)
+        self._steps.add("state", state.value)
 
     def answered(self) -> str:
         """The carrier is being told to connect: return the one-use token of the media socket that it will open."""
@@ -148,8 +117,13 @@ class Call:
         self.token = secrets.token_urlsafe(24)
         return True
 
-    def end(self, reason: str, *, fallback: bool = False) -> None:
-        """The conversation is over. With `fallback`, the caller is still there and must not be left in silence."""
+    def end(self, reason: str, *, fallback: bool = False, released: bool = False) -> None:
+        """The conversation is over. With `fallback`, the caller is still there and must not be left in silence.
+
+        `released`: the carrier needs nothing more from us.
+        """
+        if released:
+            self._released.set()
         if self._over.is_set():
             return
         self.reason, self._fallback = reason, fallback
@@ -160,7 +134,7 @@ class Call:
         """The carrier says that its stream is no more. `gone`: nor is the caller."""
         if gone:
             self._fallback = False
-            self.end("the caller hung up")
+            self.end("the caller hung up", released=True)
         else:
             self.leg.release()
 
@@ -179,6 +153,8 @@ class Call:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._work)
                     nursery.start_soon(self._keep_deadlines)
+                    nursery.start_soon(self._limit_length)
+                    nursery.start_soon(self.leg.run_errands)
                     await self._over.wait()
                     await self._close()
                     nursery.cancel_scope.cancel()
@@ -186,33 +162,52 @@ class Call:
                 self.leg.release()
                 self.worker.close()
                 self._enter(State.ENDED)
-                for watcher in self._watchers:
-                    watcher.close()
+                self._steps.close()
                 seconds = round(trio.current_time() - self.started_at, 1)
                 log.info("call ended", reason=self.reason, seconds=seconds, media_dropped=self._dropped, **self.leg.counts)
 
     async def _keep_deadlines(self) -> None:
-        last = self.started_at + self._config.max_duration
         while not self._over.is_set():
             changed, state = self._changed, self.state
-            with trio.move_on_at(min(self._deadline, last)) as scope:
+            with trio.move_on_at(self._deadline) as scope:
                 await changed.wait()
-            if scope.cancelled_caught and trio.current_time() >= last:
-                self.end(f"it lasted {self._config.max_duration:g} s (calls.max_duration)")
-            elif scope.cancelled_caught:
+            if scope.cancelled_caught:
                 self._asked_in_vain = self._streams > 0
                 self.end(f"no media socket was opened in time while {state}", fallback=True)
 
+    async def _limit_length(self) -> None:
+        """End a call that has reached its permitted length, after time to say goodbye."""
+        limit, farewell = self._config.max_duration, min(self._config.farewell_time, self._config.max_duration)
+        await trio.sleep_until(self.started_at + limit - farewell)
+        log.warning("the call has reached its permitted length", remaining_s=farewell, max_duration=limit)
+        self._tell(TimeLimit(farewell))
+        await trio.sleep_until(self.started_at + limit)
+        self.end(f"it lasted {limit:g} s (calls.max_duration)")
+
     async def _close(self) -> None:
-        """Take leave of both sides at once: the worker within its grace, the carrier within `ending_timeout`."""
+        """Take leave of both sides at once: the carrier within `ending_timeout`, the worker within its grace.
+
+        What the carrier has still to tell of the call comes before that, for it is the worker's to hear.
+        """
         self.leg.interrupted()
         self._tell(StreamingStopped(self.reason))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.worker.stop, self.reason, self._config.shutdown_grace)
+            nursery.start_soon(self._dismiss_worker)
             self.leg.release()
             await self._release_line()
         with trio.move_on_after(_LAST_WORDS_S):
             await self._worked.wait()
+
+    async def _dismiss_worker(self) -> None:
+        with trio.move_on_after(self._config.callbacks_timeout) as scope:
+            await self.leg.settled()
+        if scope.cancelled_caught:
+            log.warning(
+                "the carrier has not told the end of every recording and transcription",
+                timeout_s=self._config.callbacks_timeout,
+                missing=self.leg.owed,
+            )
+        await self.worker.stop(self.reason, self._config.shutdown_grace)
 
     async def _release_line(self) -> None:
         """Wait until the carrier has asked what comes after the stream; if it does not ask, end the call by its API."""
@@ -244,12 +239,11 @@ class Call:
                 return
             if mine != self._streams:
                 return
-            if end is StreamEnd.STOPPED and self._returning:
-                self._returning = False
+            if end is StreamEnd.STOPPED and self._requests.returning:
+                self._requests.returning = False
                 self._enter(State.CONNECTING, self._config.connect_timeout)
             elif end is StreamEnd.STOPPED:
-                self._released.set()
-                self.end(self._parting or "the carrier stopped the stream")
+                self.end(self._requests.parting or "the carrier stopped the stream", released=True)
             elif self.state is State.STREAMING:
                 log.warning("media socket lost; waiting for the carrier to ask what now")
                 self._enter(State.CONNECTING, self._config.reconnect_timeout)
@@ -292,7 +286,7 @@ class Call:
     async def _obey(self, nursery: trio.Nursery) -> None:
         try:
             await self.worker.link.introduced()
-            self._step("worker", "ready", {"pid": str(self.worker.pid)})
+            self._steps.add("worker", "ready", {"pid": str(self.worker.pid)})
             async for command in self.worker.link:
                 await self._do(command, nursery)
         except (ProtocolError, LinkClosed) as error:
@@ -320,85 +314,7 @@ class Call:
         elif isinstance(command, Trace):
             self._trace(command)
         elif isinstance(command, Request):
-            if self._requests < MAX_REQUESTS:
-                nursery.start_soon(self._answer, command)
-            else:
-                self._tell(Reply(command.id, Failure("refused", f"more than {MAX_REQUESTS} requests are under way")))
-
-    async def _answer(self, request: Request) -> None:
-        """Carry a request out and reply; a failure is the agent's to handle, and never only logged."""
-        self._requests += 1
-        failure = None
-        try:
-            with trio.fail_after(request.timeout_s if 0 < request.timeout_s < MAX_REQUEST_S else MAX_REQUEST_S):
-                await self._carry_out(request)
-        except trio.TooSlowError:
-            failure = Failure("timeout", f"not done within {request.timeout_s:g} s")
-        except Unsupported as error:
-            failure = Failure("unsupported", f"{error} is not supported yet")
-        except Refused as error:
-            failure = Failure("refused", str(error))
-        except CarrierError as error:
-            failure = Failure("carrier", str(error), error.code, error.status)
-        finally:
-            self._requests -= 1
-        name = type(request).__name__
-        if failure is not None:
-            log.warning("request failed", request=name, kind=failure.kind, code=failure.code, reason=failure.message)
-        self._tell(Reply(request.id, failure))
-        if failure is None:
-            self._done(request)
-
-    def _done(self, request: Request) -> None:
-        """Draw the consequence of a request that was carried out: some end the conversation."""
-        if isinstance(request, Dispose):
-            self.end("the agent let go of the line")
-        elif self._parting:
-            self._released.set()
-            self.end(self._parting)
-
-    @contextmanager
-    def _parts(self, reason: str) -> Iterator[None]:
-        """Inside, the carrier is asked to take the call away; it may stop the stream before it answers."""
-        self._parting = reason
-        try:
-            yield
-        except BaseException:
-            self._parting = ""
-            raise
-
-    async def _carry_out(self, request: Request) -> None:
-        match request:
-            case Hangup(after_playout=after_playout):
-                if after_playout:
-                    await self.leg.played()
-                with self._parts("the agent hung up"):
-                    await self.leg.hangup()
-            case TransferTo(destination=destination, after_playout=after_playout):
-                if not is_allowed(destination, self._transfer.allow):
-                    raise Refused(f"no entry of [transfer] allow covers {destination!r}; the operator decides")
-                if after_playout:
-                    await self.leg.played()
-                with self._parts("the agent transferred the caller"):
-                    await self.leg.transfer_to(destination)
-            case SendDtmf(digits=digits):
-                await self.leg.played()
-                self._returning = True
-                try:
-                    await self.leg.send_dtmf(digits)
-                except CarrierError:
-                    self._returning = False
-                    raise
-            case StartRecording():
-                await self.leg.start_recording()
-            case StopRecording():
-                await self.leg.stop_recording()
-            case RemoveRecording():
-                await self.leg.remove_recording()
-            case StartTranscript():
-                await self.leg.start_transcript()
-
-    # Whoever watches
+            self._requests.take(command, nursery)
 
     def _trace(self, trace: Trace) -> None:
         if trace.kind == "log":
@@ -407,22 +323,8 @@ class Call:
             say(trace.text, logger=trace.fields.get("logger", "agent"))
         elif trace.text:
             log.info(trace.kind, text=trace.text, speech=True)
-        self._step(trace.kind, trace.text, trace.fields)
-
-    def _step(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
-        step = Step(round(trio.current_time() - self.started_at, 4), kind, text, fields or {})
-        self._steps.append(step)
-        for watcher in tuple(self._watchers):
-            try:
-                watcher.send_nowait(step)
-            except (trio.WouldBlock, trio.BrokenResourceError):
-                self._watchers.discard(watcher)
-                watcher.close()
+        self._steps.add(trace.kind, trace.text, trace.fields)
 
     def watch(self) -> trio.MemoryReceiveChannel[Step]:
         """Return a channel of the call's steps, from those still remembered on; it ends with the call."""
-        watcher, steps = trio.open_memory_channel[Step](_WATCHER_STEPS)
-        for step in self._steps:
-            watcher.send_nowait(step)
-        self._watchers.add(watcher)
-        return steps
+        return self._steps.watch()

@@ -16,7 +16,7 @@ import h11
 import structlog
 import trio
 
-from dialog_supervisor.config import GatewayConfig
+from dialog_supervisor.sections import GatewayConfig
 from dialog_supervisor.websocket import MediaSocket, ReadinessTransport, StreamTransport
 
 HEAD_BYTES = 16 << 10  # request line and headers; Twilio's are about 1 KB

@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-from dialog_supervisor.config import LogConfig, Secret
+from dialog_supervisor.sections import LogConfig, Secret
 
 _TELEPHONE_NUMBER = re.compile(
     r"""

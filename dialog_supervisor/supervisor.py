@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from dialog_supervisor.call import Call, State
-from dialog_supervisor.carriers.twilio.gateway import PREFIX as TWILIO_PREFIX
+from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.config import Config, ConfigError, split_address

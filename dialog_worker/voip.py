@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from protocol.link import Link, LinkClosed, RequestFailed
 from protocol.messages import (
@@ -12,13 +12,16 @@ from protocol.messages import (
     Hangup,
     Message,
     Metadata,
+    PauseRecording,
     Post,
     RemoveRecording,
     Request,
+    ResumeRecording,
     SendDtmf,
     StartRecording,
     StartTranscript,
     StopRecording,
+    StopTranscript,
     Trace,
     TransferTo,
 )
@@ -88,21 +91,57 @@ class VoIP(ABC):
         """Press keys: 0-9, *, #, and w for half a second's wait."""
         await self.request(SendDtmf, timeout_s=REQUEST_TIMEOUT_S, digits=digits)
 
-    async def start_recording(self) -> None:
-        """Record both sides at the carrier."""
-        await self.request(StartRecording, timeout_s=REQUEST_TIMEOUT_S)
+    async def start_recording(
+        self,
+        *,
+        channels: Literal["dual", "mono"] = "dual",
+        track: Literal["both", "inbound", "outbound"] = "both",
+        trim: bool = False,
+        download: bool = False,
+    ) -> None:
+        """Record the call at the carrier; `on_recording_url` is told when the recording is complete.
+
+        By default each side has a channel of its own; `trim` leaves silence out at both ends. With `download` the
+        supervisor has copied it to this machine by then. Recording another's voice may need their consent by law.
+        """
+        options = {"channels": channels, "track": track, "trim": trim, "download": download}
+        await self.request(StartRecording, timeout_s=REQUEST_TIMEOUT_S, **options)
+
+    async def pause_recording(self, behavior: Literal["silence", "skip"] = "silence") -> None:
+        """Pause the recording: silence takes the time's place, or nothing does. For a card number, for example."""
+        await self.request(PauseRecording, timeout_s=REQUEST_TIMEOUT_S, behavior=behavior)
+
+    async def resume_recording(self) -> None:
+        """Go on with a paused recording."""
+        await self.request(ResumeRecording, timeout_s=REQUEST_TIMEOUT_S)
 
     async def stop_recording(self) -> None:
-        """Stop the recording under way."""
+        """Stop the recording under way. The end of the call does so too."""
         await self.request(StopRecording, timeout_s=REQUEST_TIMEOUT_S)
 
     async def remove_recording(self) -> None:
-        """Delete the call's recording at the carrier."""
+        """Delete the call's last recording at the carrier, and stop it before if it is under way. A copy here stays."""
         await self.request(RemoveRecording, timeout_s=REQUEST_TIMEOUT_S)
 
-    async def start_transcript(self) -> None:
-        """Have the carrier transcribe both sides."""
-        await self.request(StartTranscript, timeout_s=REQUEST_TIMEOUT_S)
+    async def start_transcript(
+        self,
+        *,
+        track: Literal["both", "inbound", "outbound"] = "both",
+        engine: str = "deepgram",
+        language: str = "en-US",
+        model: str = "",
+        partial_results: bool = False,
+    ) -> None:
+        """Have the carrier transcribe; `on_transcript` is told of each utterance, and of its drafts if asked for.
+
+        Twilio's engines are "deepgram" and "google", each with models of its own.
+        """
+        options = {"track": track, "engine": engine, "language": language, "model": model}
+        await self.request(StartTranscript, timeout_s=REQUEST_TIMEOUT_S, partial_results=partial_results, **options)
+
+    async def stop_transcript(self) -> None:
+        """Have the carrier transcribe no more. The end of the call does so too."""
+        await self.request(StopTranscript, timeout_s=REQUEST_TIMEOUT_S)
 
     async def dispose(self) -> None:
         """Let go of the line; the carrier then asks what comes next, and hangs up."""

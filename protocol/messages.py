@@ -11,7 +11,7 @@ from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Data = TypeVar("Data", str, bytes)
 Uuid = Annotated[str, Meta(max_length=128)]  # the supervisor remembers some of them for as long as a call lasts
@@ -89,19 +89,58 @@ class MessageDispatched(Wire, frozen=True, tag="MessageDispatched"):
 
 
 class Transcript(Wire, frozen=True, tag="Transcript"):
-    """The carrier's own transcription of one utterance."""
+    """The carrier's own transcription of one utterance, or, unless `final`, what it seems to be so far.
+
+    `track` is whose: "inbound" the caller's, "outbound" the agent's. `sequence` orders what the carrier sends, which may
+    arrive otherwise. `stability` says how likely an interim text is to stay, from 0 to 1, where the carrier tells.
+    """
 
     text: str
     track: str
     final: bool
     confidence: float | None = None
+    sequence: int = 0
+    language: str = ""
+    stability: float | None = None
+
+
+class TranscriptStatus(Wire, frozen=True, tag="TranscriptStatus"):
+    """The carrier's transcription began, ended, or failed; then `message` and the carrier's `code` say why."""
+
+    status: Literal["started", "stopped", "failed"]
+    sid: str
+    message: str = ""
+    code: int | None = None
 
 
 class RecordingUrl(Wire, frozen=True, tag="RecordingUrl"):
-    """A recording of the call is complete."""
+    """A recording of the call is complete.
+
+    `url` is the carrier's, for which an agent has no credentials; `path` is the supervisor's copy of it on this machine,
+    where the agent asked for one and it could be had.
+    """
 
     url: str
     duration_s: float | None = None
+    sid: str = ""
+    channels: int = 1
+    path: str = ""
+
+
+class RecordingStatus(Wire, frozen=True, tag="RecordingStatus"):
+    """A recording changed its state, in the carrier's words: "in-progress", "completed", "absent", "failed"."""
+
+    sid: str
+    status: str
+    fields: dict[str, str] = {}
+
+
+class StreamStatus(Wire, frozen=True, tag="StreamStatus"):
+    """The carrier reports on its media stream: "started", "stopped", or "error", which `message` explains."""
+
+    status: str
+    stream_id: str
+    message: str = ""
 
 
 class StreamingStopped(Wire, frozen=True, tag="StreamingStopped"):
@@ -115,6 +154,12 @@ class CallStatus(Wire, frozen=True, tag="CallStatus"):
 
     status: str
     fields: dict[str, str] = {}
+
+
+class TimeLimit(Wire, frozen=True, tag="TimeLimit"):
+    """The call has reached its permitted length, but for `remaining_s`: time to say goodbye."""
+
+    remaining_s: float
 
 
 class Restored(Wire, frozen=True, tag="Restored"):
@@ -219,7 +264,25 @@ class SendDtmf(Request, frozen=True, tag="SendDtmf"):
 
 
 class StartRecording(Request, frozen=True, tag="StartRecording"):
-    """Record both sides at the carrier."""
+    """Record at the carrier: each side on a channel of its own, or both mixed; silence is kept unless `trim`.
+
+    With `download`, the finished recording is copied to this machine before it is told.
+    """
+
+    channels: Literal["dual", "mono"] = "dual"
+    track: Literal["both", "inbound", "outbound"] = "both"
+    trim: bool = False
+    download: bool = False
+
+
+class PauseRecording(Request, frozen=True, tag="PauseRecording"):
+    """Pause the recording under way: leave the time out, or have silence in its place."""
+
+    behavior: Literal["silence", "skip"] = "silence"
+
+
+class ResumeRecording(Request, frozen=True, tag="ResumeRecording"):
+    """Go on with a paused recording."""
 
 
 class StopRecording(Request, frozen=True, tag="StopRecording"):
@@ -227,11 +290,21 @@ class StopRecording(Request, frozen=True, tag="StopRecording"):
 
 
 class RemoveRecording(Request, frozen=True, tag="RemoveRecording"):
-    """Delete the call's recording at the carrier."""
+    """Delete the call's last recording at the carrier."""
 
 
 class StartTranscript(Request, frozen=True, tag="StartTranscript"):
-    """Have the carrier transcribe both sides."""
+    """Have the carrier transcribe by one of its engines (Twilio: "deepgram" or "google"), in a language such as "en-US"."""
+
+    track: Literal["both", "inbound", "outbound"] = "both"
+    engine: str = "deepgram"
+    language: str = "en-US"
+    model: str = ""
+    partial_results: bool = False
+
+
+class StopTranscript(Request, frozen=True, tag="StopTranscript"):
+    """Have the carrier transcribe no more."""
 
 
 class Dispose(Request, frozen=True, tag="Dispose"):
@@ -246,9 +319,13 @@ Event: TypeAlias = (
     | Dtmf
     | MessageDispatched
     | Transcript
+    | TranscriptStatus
     | RecordingUrl
+    | RecordingStatus
     | StreamingStopped
+    | StreamStatus
     | CallStatus
+    | TimeLimit
     | Restored
     | Error
     | Shutdown
@@ -265,8 +342,11 @@ Command: TypeAlias = (
     | TransferTo
     | SendDtmf
     | StartRecording
+    | PauseRecording
+    | ResumeRecording
     | StopRecording
     | RemoveRecording
     | StartTranscript
+    | StopTranscript
     | Dispose
 )

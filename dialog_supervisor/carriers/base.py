@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
+from typing import Literal
 
 import trio
 
 from dialog_supervisor.carriers.playout import BYTES_PER_MS, Playout
 from dialog_supervisor.websocket import MediaSocket
-from protocol.messages import Event, Message, MessageDispatched
+from protocol.messages import Event, Message, MessageDispatched, StartRecording, StartTranscript
 
 AHEAD_S = 300.0  # how much audio a carrier is given ahead of its playing; Twilio discards above 600 s (error 31931)
 EARLY_BYTES = 1 << 20  # two minutes of audio, posted before there is a stream to play it
@@ -51,7 +52,8 @@ class Leg(ABC):
         self._early: list[Message[bytes]] = []
         self._early_bytes = 0
         self._playout = Playout()
-        self._changed = trio.Event()  # something was played or cut
+        self._owed: set[str] = set()  # recordings and transcriptions whose end the carrier has yet to tell
+        self._changed = trio.Event()  # something was played or cut, or paid
 
     # Audio to the caller
 
@@ -176,9 +178,17 @@ class Leg(ABC):
         """Press keys. Raises `CarrierError` or `Unsupported`."""
         raise Unsupported(f"this carrier's send_dtmf of {len(digits)} digits")
 
-    async def start_recording(self) -> None:
-        """Record both sides. Raises `CarrierError` or `Unsupported`."""
-        raise Unsupported("this carrier's start_recording")
+    async def start_recording(self, request: StartRecording) -> None:
+        """Record the call. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported(f"this carrier's start_recording of {request.track}")
+
+    async def pause_recording(self, behavior: Literal["silence", "skip"]) -> None:
+        """Pause the recording. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported(f"this carrier's pause_recording with {behavior}")
+
+    async def resume_recording(self) -> None:
+        """Go on with a paused recording. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported("this carrier's resume_recording")
 
     async def stop_recording(self) -> None:
         """Stop recording. Raises `CarrierError` or `Unsupported`."""
@@ -188,9 +198,42 @@ class Leg(ABC):
         """Delete the recording. Raises `CarrierError` or `Unsupported`."""
         raise Unsupported("this carrier's remove_recording")
 
-    async def start_transcript(self) -> None:
-        """Transcribe both sides. Raises `CarrierError` or `Unsupported`."""
-        raise Unsupported("this carrier's start_transcript")
+    async def start_transcript(self, request: StartTranscript) -> None:
+        """Transcribe the call. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported(f"this carrier's start_transcript of {request.track}")
+
+    async def stop_transcript(self) -> None:
+        """Transcribe no more. Raises `CarrierError` or `Unsupported`."""
+        raise Unsupported("this carrier's stop_transcript")
+
+    # What the carrier tells besides its stream, and still owes when the conversation is over
+
+    def callback(self, about: str, fields: Mapping[str, str]) -> None:
+        """Take the carrier's report on this call: `about` "recording", "transcript", "stream" or "status"."""
+        raise Unsupported(f"callbacks about the {about} ({len(fields)} fields) of this carrier")
+
+    async def run_errands(self) -> None:
+        """Do, until cancelled, what takes long and was not asked for by a request, such as downloads."""
+        await trio.sleep_forever()
+
+    def owe(self, name: str) -> None:
+        """Something will be told of after the conversation."""
+        self._owed.add(name)
+
+    def paid(self, name: str) -> None:
+        """It was told, or never will be."""
+        self._owed.discard(name)
+        self._notify()
+
+    @property
+    def owed(self) -> tuple[str, ...]:
+        """What is still to be told."""
+        return tuple(sorted(self._owed))
+
+    async def settled(self) -> None:
+        """Wait until nothing more is to come."""
+        while self._owed:
+            await self._changed.wait()
 
 
 def _weight(message: Message[bytes]) -> int:

@@ -89,7 +89,7 @@ def test_a_failure_keeps_the_carriers_code_and_status(failure: Failure) -> None:
 
 def test_every_request_begins_with_its_id_and_deadline() -> None:
     requests = [kind for kind in kinds(Command) if issubclass(kind, Request)]
-    assert len(requests) == 8
+    assert len(requests) == 11
     assert all(kind.__struct_fields__[:2] == ("id", "timeout_s") for kind in requests)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dialog_supervisor.config import ConfigError, Secret, load
+from dialog_supervisor.config import ConfigError, load
+from dialog_supervisor.sections import Secret
 from tests.supervisor.configuration import ENVIRON, GATEWAY, SID, TOKEN, TWILIO, Write, refusal, writer
 
 

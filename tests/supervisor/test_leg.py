@@ -1,12 +1,14 @@
 """A call's line at any carrier: what is said before there is a stream, what an abort does, and who waits for what."""
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dialog_supervisor.carriers.base import AHEAD_S, EARLY_BYTES, Leg, StreamEnd, Unsupported
 from dialog_supervisor.websocket import MediaSocket
-from protocol.messages import Event, Message, MessageDispatched
+from protocol.messages import Event, Message, MessageDispatched, StartRecording, StartTranscript
 
 MS = 8  # bytes
 
@@ -303,14 +305,17 @@ async def test_played_returns_when_the_stream_is_gone(
     [
         ("transfer_to", ["+15550100"]),
         ("send_dtmf", ["1234"]),
-        ("start_recording", []),
+        ("start_recording", [StartRecording(1, 1.0)]),
+        ("pause_recording", ["silence"]),
+        ("resume_recording", []),
         ("stop_recording", []),
         ("remove_recording", []),
-        ("start_transcript", []),
+        ("start_transcript", [StartTranscript(1, 1.0)]),
+        ("stop_transcript", []),
     ],
 )
 async def test_what_a_carrier_does_not_offer_is_unsupported_by_name(
-    leg: RecordingLeg, request_: str, arguments: list[str]
+    leg: RecordingLeg, request_: str, arguments: list[Any]
 ) -> None:
     with pytest.raises(Unsupported, match=request_):
         await getattr(leg, request_)(*arguments)

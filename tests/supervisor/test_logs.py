@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import structlog
 
-from dialog_supervisor.config import LogConfig, Secret
 from dialog_supervisor.logs import configure, mask
+from dialog_supervisor.sections import LogConfig, Secret
 
 NUMBER = "+15551234567"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twilio.request_validator import RequestValidator
 
 from dialog_supervisor.carriers.twilio import wire
-from dialog_supervisor.carriers.twilio.gateway import signed_urls
+from dialog_supervisor.carriers.twilio.addresses import signed_urls
 from protocol.framing import encode
 from protocol.messages import Media
 

@@ -4,9 +4,9 @@ Statuses: unknown path 404, not POST 405, not a form 415, no signature 400, a wr
 """
 
 import hmac
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import structlog
 from starlette.datastructures import ImmutableMultiDict
@@ -15,20 +15,24 @@ from twilio.twiml.voice_response import Connect, VoiceResponse
 
 from dialog_supervisor.call import Call, Next
 from dialog_supervisor.carriers.base import CarrierError, Leg
+from dialog_supervisor.carriers.twilio import callbacks
+from dialog_supervisor.carriers.twilio.addresses import (
+    AFTER_PATH,
+    CALLBACK_PATHS,
+    MEDIA_PREFIX,
+    VOICE_PATH,
+    Addresses,
+    signed_urls,
+)
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.carriers.twilio.voip import TwilioLeg
 from dialog_supervisor.config import Config
 from dialog_supervisor.http import Request, Response, Upgrade
 from protocol.messages import Event, Metadata
 
-PREFIX = "/twilio/"
-VOICE_PATH = PREFIX + "voice"
-AFTER_PATH = PREFIX + "after"
-MEDIA_PREFIX = PREFIX + "media/"
 SIGNATURE_HEADER = "x-twilio-signature"
 MAX_FIELDS = 1000  # a voice webhook has about thirty
 _FORM_TYPE = "application/x-www-form-urlencoded"
-_CALLER_GONE = ("completed", "busy", "failed", "no-answer", "canceled")
 
 log = structlog.get_logger("twilio")
 
@@ -56,18 +60,22 @@ class TwilioGateway:
         self._config = config
         self._switchboard = switchboard
         self._rest = rest
-        self._origin = config.gateway.public_url.rstrip("/")
+        self._addresses = Addresses(config.gateway.public_url)
         self._validator = RequestValidator(config.twilio.auth_token)
 
     async def handle(self, request: Request) -> Response | Upgrade:
         """Answer a request."""
         if request.path.startswith(MEDIA_PREFIX):
             return self._media(request)
-        answer = {VOICE_PATH: self._voice, AFTER_PATH: self._after}.get(request.path)
-        if answer is None:
+        about = CALLBACK_PATHS.get(request.path)
+        if about is None and request.path not in (VOICE_PATH, AFTER_PATH):
             return Response(404, "there is nothing here\n")
         form = self._form(request)
-        return form if isinstance(form, Response) else answer(form)
+        if isinstance(form, Response):
+            return form
+        if about is not None:
+            return self._callback(about, form)
+        return self._voice(form) if request.path == VOICE_PATH else self._after(form)
 
     def _form(self, request: Request) -> Form | Response:
         """Return what an authentic webhook says, or the answer to one that is not."""
@@ -83,7 +91,7 @@ class TwilioGateway:
         except ValueError as error:
             return Response(400, f"the form cannot be read: {error}\n")
         form = Form(pairs)
-        url = self._origin + request.path + (f"?{request.query}" if request.query else "")
+        url = self._addresses.url(request.path, request.query)
         return form if self._validator.validate(url, form, signature) else self._forbidden(url)
 
     @staticmethod
@@ -108,8 +116,7 @@ class TwilioGateway:
         return self._twiml(self._next(call))
 
     def _leg(self, metadata: Metadata, emit: Callable[[Event], None]) -> Leg:
-        silence_s = self._config.calls.silence_timeout
-        return TwilioLeg(metadata, self._rest, silence_s, lambda: self._stream_verb(metadata.call_id), emit)
+        return TwilioLeg(metadata, self._rest, self._config, lambda: self._stream_verb(metadata.call_id), emit)
 
     def _after(self, form: Form) -> Response:
         """A stream has ended; Twilio asks what now."""
@@ -118,7 +125,7 @@ class TwilioGateway:
             document = VoiceResponse()
             document.hangup()
             return self._twiml(document)
-        call.stream_ended(gone=form.get("CallStatus", "") in _CALLER_GONE)
+        call.stream_ended(gone=form.get("CallStatus", "") in callbacks.OVER)
         return self._twiml(self._next(call))
 
     def _next(self, call: Call) -> VoiceResponse:
@@ -137,9 +144,12 @@ class TwilioGateway:
         return document
 
     def _connect_verb(self, token: str) -> Connect:
-        """The token is in the path: Twilio strips a stream URL's query (Twilio docs, <Stream>)."""
-        connect = Connect(action=self._origin + AFTER_PATH, method="POST")
-        connect.stream(url=self._media_url(token))
+        connect = Connect(action=self._addresses.after, method="POST")
+        connect.stream(
+            url=self._addresses.media(token),
+            status_callback=self._addresses.callback("stream"),
+            status_callback_method="POST",
+        )
         return connect
 
     def _stream_verb(self, call_sid: str) -> Connect:
@@ -147,9 +157,6 @@ class TwilioGateway:
         if call is None:
             raise CarrierError("the call is over")
         return self._connect_verb(call.token)
-
-    def _media_url(self, token: str) -> str:
-        return self._origin.replace("http", "ws", 1) + MEDIA_PREFIX + token
 
     def _fallback(self) -> VoiceResponse:
         fallback, document = self._config.fallback, VoiceResponse()
@@ -165,6 +172,20 @@ class TwilioGateway:
     def _twiml(document: VoiceResponse) -> Response:
         return Response(200, str(document), "text/xml; charset=utf-8")
 
+    def _callback(self, about: str, form: Form) -> Response:
+        """Twilio reports on a call. What is late or cannot be read is no reason for it to send it again."""
+        call = self._switchboard.find(form.get("CallSid", ""))
+        if call is None:
+            log.info("a report on a call that is over", about=about, call=form.get("CallSid", ""))
+            return Response(204)
+        try:
+            call.leg.callback(about, dict(form))
+        except callbacks.Malformed as error:
+            log.warning("a report cannot be read", about=about, call=call.id, reason=str(error))
+        if about == "status" and form.get("CallStatus", "") in callbacks.OVER:
+            call.stream_ended(gone=True)
+        return Response(204)
+
     # The media socket
 
     def _media(self, request: Request) -> Response | Upgrade:
@@ -174,9 +195,9 @@ class TwilioGateway:
         if not signature:
             return Response(400, "the X-Twilio-Signature header is missing\n")
         token = request.path.removeprefix(MEDIA_PREFIX)
-        url = self._media_url(token)
+        url = self._addresses.media(token)
         if not any(self._signed(candidate, signature) for candidate in signed_urls(url)):
-            return self._forbidden(self._media_url("…"))
+            return self._forbidden(self._addresses.media("…"))
         call = self._switchboard.claim(token)
         if call is None:
             return Response(404, "no call waits for this media socket\n")
@@ -184,17 +205,3 @@ class TwilioGateway:
 
     def _signed(self, url: str, signature: str) -> bool:
         return hmac.compare_digest(self._validator.compute_signature(url, {}).encode(), signature.encode())
-
-
-def signed_urls(url: str) -> Iterator[str]:
-    """Yield the forms of a WebSocket URL that Twilio may have signed: with and without port, each with and without a slash.
-
-    Twilio's documentation leaves open which it is ("try appending a trailing /"), and its own validator takes port 80 for a
-    wss URL's default. The https form is never one of them.
-    """
-    parts = urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    port = parts.port or (443 if parts.scheme == "wss" else 80)
-    for place in dict.fromkeys((parts.netloc, host, f"{host}:{port}")):
-        yield f"{parts.scheme}://{place}{parts.path}"
-        yield f"{parts.scheme}://{place}{parts.path}/"

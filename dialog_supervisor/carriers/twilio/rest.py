@@ -1,72 +1,42 @@
-"""Twilio's REST API on trio: the vendor's own resources over an httpx client, with its errors as `CarrierError`."""
+"""What Dialog asks of Twilio's REST API about a call: the vendor's own resources, with its errors as `CarrierError`."""
 
-import logging
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx
+import trio
 from twilio.base.exceptions import TwilioException, TwilioRestException
-from twilio.http import AsyncHttpClient
-from twilio.http.response import Response
 from twilio.rest import Client
 from twilio.twiml.voice_response import Dial, VoiceResponse
 
 from dialog_supervisor.carriers.base import CarrierError
-from dialog_supervisor.config import TwilioConfig
+from dialog_supervisor.carriers.twilio.callbacks import OVER
+from dialog_supervisor.carriers.twilio.transport import PRODUCTION_URL, HttpxTransport
+from dialog_supervisor.sections import TwilioConfig
+from protocol.messages import StartRecording, StartTranscript
 
-PRODUCTION_URL = "https://api.twilio.com"
 _NOT_FOUND = 20404
 _NOT_IN_PROGRESS = 21220
-_OVER = ("completed", "busy", "failed", "no-answer", "canceled")
-
-
-class HttpxTransport(AsyncHttpClient):  # type: ignore[misc]  # twilio-python has no types
-    """What twilio-python sends its requests with, in place of aiohttp, which needs asyncio.
-
-    Requests for the production host go to `base_url` instead.
-    """
-
-    def __init__(self, client: httpx.AsyncClient, base_url: str, timeout_s: float) -> None:
-        super().__init__(logging.getLogger("twilio"), True, timeout_s)
-        self._client = client
-        self._base_url = base_url.rstrip("/")
-
-    async def request(  # noqa: PLR0917 - twilio-python's signature
-        self,
-        method: str,
-        url: str,
-        params: dict[str, object] | None = None,
-        data: dict[str, object] | None = None,
-        headers: dict[str, str] | None = None,
-        auth: tuple[str, str] | None = None,
-        timeout: float | None = None,
-        allow_redirects: bool = False,
-    ) -> Response:
-        """Send one request, as twilio-python's own clients do: a form, or JSON where the headers say so."""
-        as_json = (headers or {}).get("Content-Type", "").startswith(("application/json", "application/scim+json"))
-        body: dict[str, Any] = {"json": data} if as_json else {"data": data or None}
-        response = await self._client.request(
-            method,
-            url.replace(PRODUCTION_URL, self._base_url, 1),
-            params=params,  # type: ignore[arg-type]  # httpx takes what twilio-python passes: str, int, float, bool, lists
-            headers=headers,
-            auth=auth,
-            timeout=timeout or self.timeout,
-            follow_redirects=allow_redirects,
-            **body,
-        )
-        return Response(response.status_code, response.text, response.headers)
+_MEDIA_ATTEMPTS = 5  # a recording's media may follow its callback after a moment
+_MEDIA_BACKOFF_S = 0.5
+_MEDIA_PASSING = (404, 429, 500, 502, 503, 504)
+_RECORDING_EVENTS = ["in-progress", "completed", "absent"]
 
 
 class TwilioRest:
-    """The requests that Dialog makes about a call."""
+    """The requests that Dialog makes about a call. All raise `CarrierError`."""
 
     def __init__(self, config: TwilioConfig, http: httpx.AsyncClient) -> None:
-        transport = HttpxTransport(http, config.api_url, config.timeout)
-        self._client = Client(config.account_sid, config.auth_token, http_client=transport)
-        self._url = config.api_url
+        self._http = http
+        self._auth = (config.account_sid, config.auth_token)
+        self._url = config.api_url.rstrip("/")
+        self._timeout_s = config.timeout
+        self._client = Client(*self._auth, http_client=HttpxTransport(http, self._url, config.timeout))
+
+    # The call
 
     async def complete(self, call_sid: str) -> None:
-        """End a call. One that is over already is no error. Raises `CarrierError`."""
+        """End a call. One that is over already is no error."""
         try:
             await self._update(call_sid, status="completed")
         except CarrierError as error:
@@ -74,7 +44,7 @@ class TwilioRest:
                 raise
 
     async def dial(self, call_sid: str, destination: str) -> None:
-        """Connect a call's caller to a number or SIP address, and end the call after that. Raises `CarrierError`."""
+        """Connect a call's caller to a number or SIP address, and end the call after that."""
         document, dial = VoiceResponse(), Dial()
         if destination.lower().startswith(("sip:", "sips:")):
             dial.sip(destination)
@@ -84,32 +54,110 @@ class TwilioRest:
         await self.replace(call_sid, document)
 
     async def replace(self, call_sid: str, document: VoiceResponse) -> None:
-        """Have a call go on with another document; the stream under way is torn down. Raises `CarrierError`."""
+        """Have a call go on with another document; the stream under way is torn down."""
         await self._update(call_sid, twiml=str(document))
 
     async def _update(self, call_sid: str, **changes: str) -> None:
-        try:
+        with self._errors():
             await self._client.calls(call_sid).update_async(**changes)
-        except (TwilioException, httpx.HTTPError, ValueError) as error:
-            raise self._failed(error) from error
 
     async def is_over(self, call_sid: str) -> bool:
-        """Ask whether a call has ended. Raises `CarrierError`."""
+        """Ask whether a call has ended."""
         try:
-            call = await self._client.calls(call_sid).fetch_async()
-        except TwilioRestException as error:
+            with self._errors():
+                call = await self._client.calls(call_sid).fetch_async()
+        except CarrierError as error:
             if error.code == _NOT_FOUND:
                 return True
-            raise self._failed(error) from error
-        except (TwilioException, httpx.HTTPError, ValueError) as error:
-            raise self._failed(error) from error
-        return call.status in _OVER
+            raise
+        return call.status in OVER
 
-    def _failed(self, error: Exception) -> CarrierError:
-        if isinstance(error, TwilioRestException):
-            return CarrierError(f"Twilio answered {error.status}: {error.msg}", code=error.code, status=error.status)
-        if isinstance(error, httpx.HTTPError):
-            return CarrierError(f"Twilio's API at {self._url} cannot be reached: {error or type(error).__name__}")
-        if isinstance(error, ValueError):
-            return CarrierError(f"Twilio's API at {self._url} answered something else than JSON: {error}")
-        return CarrierError(f"Twilio: {error}")
+    # Recordings
+
+    async def start_recording(self, call_sid: str, request: StartRecording, callback_url: str) -> str:
+        """Record a call and return the recording's sid; what becomes of it is reported to `callback_url`."""
+        with self._errors():
+            recording = await self._client.calls(call_sid).recordings.create_async(
+                recording_channels=request.channels,
+                recording_track=request.track,
+                trim="trim-silence" if request.trim else "do-not-trim",
+                recording_status_callback=callback_url,
+                recording_status_callback_method="POST",
+                recording_status_callback_event=_RECORDING_EVENTS,
+            )
+        return str(recording.sid)
+
+    async def change_recording(self, call_sid: str, sid: str, status: str, pause_behavior: str = "") -> None:
+        """Have a recording "paused", "in-progress" again, or "stopped"."""
+        behavior = {"pause_behavior": pause_behavior} if pause_behavior else {}
+        with self._errors():
+            await self._client.calls(call_sid).recordings(sid).update_async(status=status, **behavior)
+
+    async def remove_recording(self, sid: str) -> None:
+        """Delete a recording."""
+        with self._errors():
+            await self._client.recordings(sid).delete_async()
+
+    @asynccontextmanager
+    async def media(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a recording's media, which may be large; the credentials go to Twilio's API and nowhere else."""
+        url = url.replace(PRODUCTION_URL, self._url, 1)
+        if not url.startswith(f"{self._url}/"):
+            raise CarrierError(f"the recording is said to be at {url}, which is not Twilio's API at {self._url}")
+        request = self._http.build_request("GET", url, timeout=self._timeout_s)
+        with self._errors():
+            response = await self._media(request)
+            try:
+                yield response.aiter_bytes()
+            finally:
+                await response.aclose()
+
+    async def _media(self, request: httpx.Request) -> httpx.Response:
+        for attempt in range(_MEDIA_ATTEMPTS):
+            response = await self._http.send(request, auth=self._auth, stream=True, follow_redirects=True)
+            if response.is_success:
+                return response
+            await response.aclose()
+            if response.status_code not in _MEDIA_PASSING:
+                break
+            await trio.sleep(_MEDIA_BACKOFF_S * 2**attempt)
+        raise CarrierError(f"Twilio answered {response.status_code} for the recording", status=response.status_code)
+
+    # Transcriptions
+
+    async def start_transcription(self, call_sid: str, request: StartTranscript, callback_url: str) -> str:
+        """Transcribe a call and return the transcription's sid; what is said is reported to `callback_url`."""
+        model = {"speech_model": request.model} if request.model else {}
+        with self._errors():
+            transcription = await self._client.calls(call_sid).transcriptions.create_async(
+                track=f"{request.track}_track{'s' if request.track == 'both' else ''}",
+                transcription_engine=request.engine,
+                language_code=request.language,
+                partial_results=request.partial_results,
+                status_callback_url=callback_url,
+                status_callback_method="POST",
+                **model,
+            )
+        return str(transcription.sid)
+
+    async def stop_transcription(self, call_sid: str, sid: str) -> None:
+        """Transcribe no more."""
+        with self._errors():
+            await self._client.calls(call_sid).transcriptions(sid).update_async(status="stopped")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Inside, whatever Twilio, its library or the way there has to complain of becomes a `CarrierError`."""
+        try:
+            yield
+        except TwilioRestException as error:
+            raise CarrierError(
+                f"Twilio answered {error.status}: {error.msg}", code=error.code, status=error.status
+            ) from error
+        except TwilioException as error:
+            raise CarrierError(f"Twilio: {error}") from error
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise CarrierError(f"Twilio's API at {self._url} cannot be reached: {reason}") from error
+        except ValueError as error:
+            raise CarrierError(f"Twilio's API at {self._url} answered something else than JSON: {error}") from error

@@ -1,7 +1,8 @@
 """One call's line at Twilio: its media messages in and out, and what can be asked of Twilio about the call."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import structlog
 import trio
@@ -9,10 +10,13 @@ from twilio.twiml.voice_response import Connect, VoiceResponse
 from websockets.frames import CloseCode
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
-from dialog_supervisor.carriers.twilio import wire
+from dialog_supervisor.carriers.twilio import callbacks, wire
+from dialog_supervisor.carriers.twilio.addresses import Addresses
+from dialog_supervisor.carriers.twilio.recordings import Recordings, Transcription
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
+from dialog_supervisor.config import Config
 from dialog_supervisor.websocket import MediaSocket, MediaSocketClosed
-from protocol.messages import Dtmf, Event, Media, Metadata, StreamingStarted
+from protocol.messages import Dtmf, Event, Media, Metadata, StartRecording, StartTranscript, StreamingStarted, StreamStatus
 
 START_TIMEOUT_S = 10.0  # Twilio sends `start` right after `connected`
 MAX_UNREADABLE = 100  # messages that are nothing of Twilio's; more is not a slip but another program
@@ -40,7 +44,7 @@ class TwilioLeg(Leg):
         self,
         metadata: Metadata,
         rest: TwilioRest,
-        silence_s: float,
+        config: Config,
         connect: Callable[[], Connect],
         emit: Callable[[Event], None],
     ) -> None:
@@ -49,7 +53,10 @@ class TwilioLeg(Leg):
         self._introduced = False
         self._metadata = metadata
         self._rest = rest
-        self._silence_s = silence_s
+        self._silence_s = config.calls.silence_timeout
+        sid, addresses = metadata.call_id, Addresses(config.gateway.public_url)
+        self._recordings = Recordings(sid, self, rest, config.recordings, addresses.callback("recording"))
+        self._transcription = Transcription(sid, self, rest, addresses.callback("transcript"))
         self._socket: MediaSocket | None = None
         self._encoder = wire.Encoder("")
         self._stream_sid = ""
@@ -228,3 +235,43 @@ class TwilioLeg(Leg):
         document.play(digits=digits)
         document.append(self._connect())
         await self._rest.replace(self._metadata.call_id, document)
+
+    async def start_recording(self, request: StartRecording) -> None:
+        await self._recordings.start(request)
+
+    async def pause_recording(self, behavior: Literal["silence", "skip"]) -> None:
+        await self._recordings.pause(behavior)
+
+    async def resume_recording(self) -> None:
+        await self._recordings.resume()
+
+    async def stop_recording(self) -> None:
+        await self._recordings.stop()
+
+    async def remove_recording(self) -> None:
+        await self._recordings.remove()
+
+    async def start_transcript(self, request: StartTranscript) -> None:
+        await self._transcription.start(request)
+
+    async def stop_transcript(self) -> None:
+        await self._transcription.stop()
+
+    async def run_errands(self) -> None:
+        await self._recordings.run()
+
+    def callback(self, about: str, fields: Mapping[str, str]) -> None:
+        match about:
+            case "recording":
+                self._recordings.callback(fields)
+            case "transcript":
+                self._transcription.callback(fields)
+            case "stream":
+                self._stream_reported(callbacks.stream(fields))
+            case "status":
+                self.emit(callbacks.call(fields))
+
+    def _stream_reported(self, report: StreamStatus) -> None:
+        if report.status == "error":
+            log.warning("Twilio reports an error of the media stream", stream=report.stream_id, reason=report.message)
+        self.emit(report)

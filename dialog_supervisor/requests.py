@@ -1,0 +1,149 @@
+"""What a worker asks of its line: each request is carried out beside the others, within its deadline, and answered."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import structlog
+import trio
+
+from dialog_supervisor.carriers.base import CarrierError, Leg, Unsupported
+from dialog_supervisor.sections import TransferConfig
+from dialog_supervisor.transfer import is_allowed
+from protocol.messages import (
+    Dispose,
+    Event,
+    Failure,
+    Hangup,
+    PauseRecording,
+    RemoveRecording,
+    Reply,
+    Request,
+    ResumeRecording,
+    SendDtmf,
+    StartRecording,
+    StartTranscript,
+    StopRecording,
+    StopTranscript,
+    TransferTo,
+)
+
+MAX_REQUESTS = 16  # a worker's requests under way at a time
+MAX_REQUEST_S = 600.0
+
+log = structlog.get_logger("call")
+
+
+class Refused(Exception):
+    """A request that the operator does not permit."""
+
+
+class End(Protocol):
+    """How a request ends the conversation. `released`: the carrier needs nothing more from us."""
+
+    def __call__(self, reason: str, *, released: bool = False) -> None:
+        """End it."""
+
+
+class Requests:
+    """One worker's requests about one line."""
+
+    def __init__(self, leg: Leg, transfer: TransferConfig, tell: Callable[[Event], None], end: End) -> None:
+        self.parting = ""  # why the carrier is about to stop the stream, if the agent asked for it
+        self.returning = False  # the carrier is about to stop the stream, and to open another
+        self._leg = leg
+        self._transfer = transfer
+        self._tell = tell
+        self._end = end
+        self._under_way = 0
+
+    def take(self, request: Request, nursery: trio.Nursery) -> None:
+        """Carry a request out in `nursery`, or refuse it at once when too many are under way."""
+        if self._under_way < MAX_REQUESTS:
+            nursery.start_soon(self._answer, request)
+        else:
+            self._tell(Reply(request.id, Failure("refused", f"more than {MAX_REQUESTS} requests are under way")))
+
+    async def _answer(self, request: Request) -> None:
+        """Carry a request out and reply; a failure is the agent's to handle, and never only logged."""
+        self._under_way += 1
+        failure = None
+        try:
+            with trio.fail_after(request.timeout_s if 0 < request.timeout_s < MAX_REQUEST_S else MAX_REQUEST_S):
+                await self._carry_out(request)
+        except trio.TooSlowError:
+            failure = Failure("timeout", f"not done within {request.timeout_s:g} s")
+        except Unsupported as error:
+            failure = Failure("unsupported", f"{error} is not supported")
+        except Refused as error:
+            failure = Failure("refused", str(error))
+        except CarrierError as error:
+            failure = Failure("carrier", str(error), error.code, error.status)
+        finally:
+            self._under_way -= 1
+        name = type(request).__name__
+        if failure is not None:
+            log.warning("request failed", request=name, kind=failure.kind, code=failure.code, reason=failure.message)
+        self._tell(Reply(request.id, failure))
+        if failure is None:
+            self._conclude(request)
+
+    def _conclude(self, request: Request) -> None:
+        """Draw the consequence of a request that was carried out: some end the conversation."""
+        if isinstance(request, Dispose):
+            self._end("the agent let go of the line")
+        elif self.parting:
+            self._end(self.parting, released=True)
+
+    async def _carry_out(self, request: Request) -> None:
+        match request:
+            case Hangup(after_playout=after_playout):
+                if after_playout:
+                    await self._leg.played()
+                with self._parts("the agent hung up"):
+                    await self._leg.hangup()
+            case TransferTo():
+                await self._transfer_to(request)
+            case SendDtmf(digits=digits):
+                await self._send_dtmf(digits)
+            case StartRecording():
+                await self._leg.start_recording(request)
+            case PauseRecording(behavior=behavior):
+                await self._leg.pause_recording(behavior)
+            case ResumeRecording():
+                await self._leg.resume_recording()
+            case StopRecording():
+                await self._leg.stop_recording()
+            case RemoveRecording():
+                await self._leg.remove_recording()
+            case StartTranscript():
+                await self._leg.start_transcript(request)
+            case StopTranscript():
+                await self._leg.stop_transcript()
+
+    async def _transfer_to(self, request: TransferTo) -> None:
+        if not is_allowed(request.destination, self._transfer.allow):
+            raise Refused(f"no entry of [transfer] allow covers {request.destination!r}; the operator decides")
+        if request.after_playout:
+            await self._leg.played()
+        with self._parts("the agent transferred the caller"):
+            await self._leg.transfer_to(request.destination)
+
+    async def _send_dtmf(self, digits: str) -> None:
+        await self._leg.played()
+        self.returning = True
+        try:
+            await self._leg.send_dtmf(digits)
+        except CarrierError:
+            self.returning = False
+            raise
+
+    @contextmanager
+    def _parts(self, reason: str) -> Iterator[None]:
+        """Inside, the carrier is asked to take the call away; it may stop the stream before it answers."""
+        self.parting = reason
+        try:
+            yield
+        except BaseException:
+            self.parting = ""
+            raise

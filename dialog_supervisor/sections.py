@@ -1,0 +1,148 @@
+"""The tables of dialog.toml: every key, its type, its default and its meaning. `docs/configuration.md` is made from them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Secret(str):
+    """A resolved secret. It never shows itself in a repr or a log."""
+
+    def __repr__(self) -> str:
+        return "'********'"
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the tables of dialog.toml: an unknown key is an error, not a silent default."""
+
+
+class GatewayConfig(Section, frozen=True, kw_only=True):
+    """`[gateway]`: the public listener, for webhooks and media sockets alike."""
+
+    listen: str = "127.0.0.1:8080"
+    """Address and port; put a TLS proxy in front, or give certificate and key."""
+    public_url: str
+    """Scheme, host and port as the carrier's console has them: signatures are computed from it, never from `Host`."""
+    certificate: str | None = None
+    """PEM file of the certificate chain, relative to dialog.toml; with `key`, the listener speaks TLS."""
+    key: str | None = None
+    """PEM file of the certificate's private key."""
+    request_size_limit: Count = 1_000_000
+    """Bytes of a webhook's body; more is answered 413."""
+    message_size_limit: Count = 65_536
+    """Bytes of one message on a media socket (a 20 ms frame takes about 300); more closes the socket with 1009."""
+    max_connections: Count = 2_000
+    """Connections open at a time; one more is answered 503."""
+    request_timeout: Seconds = 10.0
+    """Seconds for a whole request, head and body; slower is answered 408."""
+    idle_timeout: Seconds = 60.0
+    """Seconds that a kept-alive connection may be silent between requests."""
+
+
+class TwilioConfig(Section, frozen=True, kw_only=True):
+    """`[twilio]`: the account whose calls are taken."""
+
+    account_sid: Annotated[str, Meta(pattern="^AC[0-9a-fA-F]{32}$")]
+    """The account's SID: AC and 32 hexadecimal digits."""
+    auth_token: Secret
+    """The account's primary auth token: it signs what Twilio sends, and is the password of the REST API."""
+    api_url: str = "https://api.twilio.com"
+    """Where the REST API is."""
+    timeout: Seconds = 10.0
+    """Seconds for one REST request."""
+
+
+class AgentConfig(Section, frozen=True, kw_only=True):
+    """`[agent]`: the code that talks."""
+
+    path: str
+    """The directory that the agent's code is imported from, relative to dialog.toml."""
+    entry: Annotated[str, Meta(pattern=r"^[\w.]+:\w+$")] = "agent:create"
+    """Module and function; it is called with the call's `VoIP` and returns the agent."""
+    python: str | None = None
+    """The interpreter to run it with, e.g. of a virtual environment of its own; by default this one."""
+    env: dict[str, Secret] = {}
+    """Environment variables for the agent, where the environment does not set them; secrets by reference, as everywhere."""
+
+
+class CallsConfig(Section, frozen=True, kw_only=True):
+    """`[calls]`: how long each state of a call may take, in seconds."""
+
+    connect_timeout: Seconds = 30.0
+    """From the webhook's answer until the carrier has opened the media socket."""
+    reconnect_timeout: Seconds = 10.0
+    """From the loss of a media socket until the carrier has asked what to do and opened another."""
+    silence_timeout: Seconds = 10.0
+    """Without a message on the media socket; then the carrier is asked whether the call still lives."""
+    ending_timeout: Seconds = 10.0
+    """For the carrier to follow a call's end to its last word."""
+    callbacks_timeout: Seconds = 120.0
+    """For the carrier to tell of recordings and transcriptions after a call that has any; the worker lives as long."""
+    max_duration: Seconds = 14_400.0
+    """For a whole call; Twilio's own default is four hours."""
+    farewell_time: Seconds = 30.0
+    """So long before `max_duration` is over the agent is told, to say goodbye."""
+    shutdown_grace: Seconds = 5.0
+    """For a worker to do what it does last, and to leave, once its call is over; then it is killed."""
+
+
+class FallbackConfig(Section, frozen=True, kw_only=True):
+    """`[fallback]`: what a caller gets whose agent is gone. `dial` wins over `say`; with neither, the call ends."""
+
+    say: str = "We are sorry, something went wrong. Please call again in a moment."
+    """Words for the carrier's own voice."""
+    dial: str | None = None
+    """A number (E.164) to connect the caller to."""
+
+
+class TransferConfig(Section, frozen=True, kw_only=True):
+    """`[transfer]`: whom agents may connect callers to."""
+
+    allow: tuple[str, ...] = ()
+    """Numbers (E.164) and SIP addresses, whole or as "+1555*" and "sip:*@example.com". Empty, as it is, allows nobody."""
+
+
+class RecordingsConfig(Section, frozen=True, kw_only=True):
+    """`[recordings]`: where the recordings go that agents have downloaded."""
+
+    directory: Path = Path()
+    """By default $STATE_DIRECTORY/recordings, else `recordings` beside dialog.toml; made when it is needed."""
+    format: Literal["wav", "mp3"] = "wav"
+    """What is asked of the carrier; dual channels stay apart in both."""
+    size_limit: Count = 1_000_000_000
+    """Bytes of one recording; the rest of a longer one is not downloaded, and the agent is told so."""
+
+
+class ControlConfig(Section, frozen=True, kw_only=True):
+    """`[control]`: where dialogctl finds dialogd."""
+
+    socket: Path = Path()
+    """A unix socket; by default $RUNTIME_DIRECTORY/control.sock, else one named for this configuration file."""
+
+
+class LogConfig(Section, frozen=True, kw_only=True):
+    """`[log]`: what is written to stderr."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    """`auto` is readable on a terminal and JSON lines elsewhere."""
+    level: Literal["debug", "info", "notice", "warning", "error"] = "info"
+    transcripts: bool = False
+    """Whether what is said may appear in the log."""
+
+
+class Tables(Section, frozen=True, kw_only=True):
+    """All that dialog.toml may say."""
+
+    gateway: GatewayConfig
+    twilio: TwilioConfig
+    agent: AgentConfig
+    calls: CallsConfig = CallsConfig()
+    fallback: FallbackConfig = FallbackConfig()
+    transfer: TransferConfig = TransferConfig()
+    recordings: RecordingsConfig = RecordingsConfig()
+    control: ControlConfig = ControlConfig()
+    log: LogConfig = LogConfig()
