@@ -39,9 +39,9 @@ class Refused(Exception):
 
 
 class End(Protocol):
-    """How a request ends the conversation. `released`: the carrier needs nothing more from us."""
+    """How a request ends the conversation. `fallback`: the caller is still there; `released`: the carrier asks no more."""
 
-    def __call__(self, reason: str, *, released: bool = False) -> None:
+    def __call__(self, reason: str, *, fallback: bool = False, released: bool = False) -> None:
         """End it."""
 
 
@@ -60,19 +60,20 @@ class Requests:
     def take(self, request: Request, nursery: trio.Nursery) -> None:
         """Carry a request out in `nursery`, or refuse it at once when too many are under way."""
         if self._under_way < MAX_REQUESTS:
+            self._under_way += 1  # here: many may be taken before the first of them runs
             nursery.start_soon(self._answer, request)
         else:
             self._tell(Reply(request.id, Failure("refused", f"more than {MAX_REQUESTS} requests are under way")))
 
     async def _answer(self, request: Request) -> None:
         """Carry a request out and reply; a failure is the agent's to handle, and never only logged."""
-        self._under_way += 1
         failure = None
+        patience_s = request.timeout_s if 0 < request.timeout_s < MAX_REQUEST_S else MAX_REQUEST_S
         try:
-            with trio.fail_after(request.timeout_s if 0 < request.timeout_s < MAX_REQUEST_S else MAX_REQUEST_S):
+            with trio.fail_after(patience_s):
                 await self._carry_out(request)
         except trio.TooSlowError:
-            failure = Failure("timeout", f"not done within {request.timeout_s:g} s")
+            failure = Failure("timeout", f"not done within {patience_s:g} s")
         except Unsupported as error:
             failure = Failure("unsupported", f"{error} is not supported")
         except Refused as error:
@@ -91,8 +92,8 @@ class Requests:
     def _conclude(self, request: Request) -> None:
         """Draw the consequence of a request that was carried out: some end the conversation."""
         if isinstance(request, Dispose):
-            self._end("the agent let go of the line")
-        elif self.parting:
+            self._end("the agent let go of the line", fallback=request.fallback)
+        elif isinstance(request, Hangup | TransferTo):
             self._end(self.parting, released=True)
 
     async def _carry_out(self, request: Request) -> None:
@@ -134,7 +135,7 @@ class Requests:
         self.returning = True
         try:
             await self._leg.send_dtmf(digits)
-        except CarrierError:
+        except (CarrierError, Unsupported):
             self.returning = False
             raise
 

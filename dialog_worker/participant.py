@@ -5,7 +5,7 @@ the first word), serves until it is cancelled, and leaves nothing behind. `post`
 """
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import trio
 from msgspec import Struct
@@ -18,13 +18,15 @@ EventT = TypeVar("EventT")
 class ProviderError(Struct, frozen=True):
     """A provider failed in some way. The participant goes on by itself unless `fatal`.
 
-    `uuid` names the utterance that it cost, if one. `code` is the provider's, or a short word of ours.
+    `uuid` names the utterance that it cost, if one. `code` is the provider's, or a short word of ours. `participant` is
+    filled in for whoever has both an STT and a TTS.
     """
 
     message: str
     code: str = ""
     uuid: str = ""
     fatal: bool = False
+    participant: Literal["stt", "tts", ""] = ""
 
 
 class Word(Struct, frozen=True):
@@ -48,3 +50,8 @@ class Participant(ABC, Generic[EventT]):
     @abstractmethod
     async def run(self) -> None:
         """Serve one call until cancelled."""
+
+    async def serve(self) -> None:
+        """`run`, and end `events` when it is over."""
+        async with self._emitter:
+            await self.run()

@@ -128,6 +128,7 @@ class ScriptedCall(VoIP):
 
     async def request(self, kind: type[Request], *, timeout_s: float, **fields: Any) -> str:
         self.requests.append(kind(len(self.requests), timeout_s, **fields))
+        self._notify()
         await trio.lowlevel.checkpoint()
         if self.failure is not None:
             raise RequestFailed(kind.__name__, self.failure)
@@ -167,6 +168,14 @@ class ScriptedCall(VoIP):
                 if self.traces[index].kind == kind:
                     self._read[kind] = index + 1
                     return self.traces[index]
+            await self._changed.wait()
+
+    async def requested(self, kind: type[Request]) -> Request:
+        """Return the first request of a kind, when the agent has made it."""
+        while True:
+            for request in self.requests:
+                if isinstance(request, kind):
+                    return request
             await self._changed.wait()
 
     # The line

@@ -143,9 +143,9 @@ class VoIP(ABC):
         """Have the carrier transcribe no more. The end of the call does so too."""
         await self.request(StopTranscript, timeout_s=REQUEST_TIMEOUT_S)
 
-    async def dispose(self) -> None:
-        """Let go of the line; the carrier then asks what comes next, and hangs up."""
-        await self.request(Dispose, timeout_s=REQUEST_TIMEOUT_S)
+    async def dispose(self, *, fallback: bool = False) -> None:
+        """Let go of the line: the carrier asks what comes next, and hangs up, or does what `[fallback]` says."""
+        await self.request(Dispose, timeout_s=REQUEST_TIMEOUT_S, fallback=fallback)
 
 
 def sendable(text: str) -> str:

@@ -308,7 +308,9 @@ class StopTranscript(Request, frozen=True, tag="StopTranscript"):
 
 
 class Dispose(Request, frozen=True, tag="Dispose"):
-    """The agent is done with the call: let the line go."""
+    """The agent is done with the call: let the line go. With `fallback`, its caller gets what the operator has for that."""
+
+    fallback: bool = False
 
 
 Event: TypeAlias = (

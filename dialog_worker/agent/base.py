@@ -6,17 +6,20 @@ when the call is over, nothing of it is left.
 
 import logging
 import uuid
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from typing import TypeVar
 
 import trio
 from msgspec import Struct
 
+from dialog_worker.agent.ear import Ear
 from dialog_worker.agent.utterance import Utterance
+from dialog_worker.agent.voice import Voice
 from dialog_worker.participant import ProviderError
-from dialog_worker.stt.base import STT, Final, Interim, SpeechEnded, SpeechStarted
-from dialog_worker.tts.base import TTS, WordTimings
+from dialog_worker.stt.base import STT, Final, Hearing, SpeechEnded, SpeechStarted
+from dialog_worker.tts.base import TTS
 from dialog_worker.voip import VoIP
 from protocol.messages import (
     CallStatus,
@@ -27,23 +30,23 @@ from protocol.messages import (
     Message,
     MessageDispatched,
     Metadata,
+    RecordingStatus,
     RecordingUrl,
     Restored,
     Shutdown,
     StreamingStarted,
     StreamingStopped,
+    StreamStatus,
+    TimeLimit,
     Transcript,
+    TranscriptStatus,
 )
 
-QUESTIONS_LIMIT = 32  # user messages waiting for their turn
+QUEUE_SIZE_LIMIT = 32  # of the caller's messages waiting for their turn
 EVENTS_LIMIT = 256  # events waiting for their handler; then the line is read no further
 _LEAVE_EARLY_S = 0.5  # of the time that a shutdown gives, kept for leaving
 
 log = logging.getLogger("agent")
-
-
-class ProviderFailed(Exception):
-    """A provider is gone for good, and the agent can no longer hear or speak."""
 
 
 class Turn(Struct):
@@ -52,6 +55,8 @@ class Turn(Struct):
     scope: trio.CancelScope
     aborted: bool = False
 
+
+Participants = TypeVar("Participants", STT, TTS)
 
 _turn: ContextVar[Turn | None] = ContextVar("turn", default=None)
 
@@ -64,33 +69,57 @@ def new_uuid() -> str:
 class Agent:
     """The participant that decides. With neither `stt` nor `tts` it deals with audio itself, in `on_media`.
 
+    Of several `stt` or `tts` the first is used, and each next one when the one before it has failed for good.
+    `queue_size_limit`: how many messages of the caller's may wait for their turn.
     `nursery` is the call's, from the start of `run` on: for work of the agent's own that ends with the call.
     """
 
     nursery: trio.Nursery
 
-    def __init__(self, *, voip: VoIP, stt: STT | None = None, tts: TTS | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        voip: VoIP,
+        stt: STT | Sequence[STT] | None = None,
+        tts: TTS | Sequence[TTS] | None = None,
+        queue_size_limit: int = QUEUE_SIZE_LIMIT,
+    ) -> None:
         self.voip = voip
-        self.stt = stt
-        self.tts = tts
-        self._utterances: dict[str, Utterance] = {}
+        self._ear = Ear(_several(stt), self._hear, self._lose)
+        self._voice = Voice(voip, _several(tts), self.on_provider_error, self._lose)
+        self._thinking = trio.CancelScope()
         self._interruptible: set[trio.CancelScope] = set()
         self._current: Turn | None = None
-        self._ask, self._questions = trio.open_memory_channel[Message[str]](QUESTIONS_LIMIT)
+        self._ask, self._questions = trio.open_memory_channel[Message[str]](queue_size_limit)
         self._all_handled = trio.Event()
         self._happen, self._happened = trio.open_memory_channel[Event](EVENTS_LIMIT)
         self._handlers: dict[type[Event], Callable[..., Awaitable[None]]] = {
             Metadata: self.on_metadata,
             StreamingStarted: self.on_streaming_started,
             StreamingStopped: self.on_streaming_stopped,
+            StreamStatus: self.on_stream_status,
             Dtmf: self.on_dtmf,
             Transcript: self.on_transcript,
+            TranscriptStatus: self.on_transcript_status,
             RecordingUrl: self.on_recording_url,
+            RecordingStatus: self.on_recording_status,
             MessageDispatched: self.on_message_dispatched,
             CallStatus: self.on_call_status,
+            TimeLimit: self.on_time_limit,
             Restored: self.on_restored,
             Error: self.on_error,
+            Shutdown: self.on_shutdown,
         }
+
+    @property
+    def stt(self) -> STT | None:
+        """What it hears with at present; `set_stt` changes it."""
+        return self._ear.stt
+
+    @property
+    def tts(self) -> TTS | None:
+        """What it speaks with at present; `set_tts` changes it."""
+        return self._voice.tts
 
     # What an author overrides. Handlers run one after another, in the order of the events, beside the wiring: one that
     # takes long delays the next handler and nothing else.
@@ -120,14 +149,29 @@ class Agent:
     async def on_transcript(self, transcript: Transcript) -> None:
         """Handle the carrier's own transcription."""
 
+    async def on_transcript_status(self, status: TranscriptStatus) -> None:
+        """Handle the beginning, the end or the failure of the carrier's transcription."""
+
     async def on_recording_url(self, recording: RecordingUrl) -> None:
-        """Handle the completion of a recording."""
+        """Handle the completion of a recording, with its copy on this machine if there is one."""
+
+    async def on_recording_status(self, status: RecordingStatus) -> None:
+        """Handle a change of a recording's state at the carrier."""
+
+    async def on_stream_status(self, status: StreamStatus) -> None:
+        """Handle the carrier's own report on its media stream."""
 
     async def on_message_dispatched(self, dispatched: MessageDispatched) -> None:
         """Handle the news of how much of a message the caller heard."""
 
     async def on_call_status(self, status: CallStatus) -> None:
         """Handle a change of the call's state at the carrier."""
+
+    async def on_time_limit(self, limit: TimeLimit) -> None:
+        """Handle the news that the call will be ended in `remaining_s` for its length: say goodbye."""
+
+    async def on_shutdown(self, shutdown: Shutdown) -> None:
+        """Handle the end of everything: the call is over, and `deadline_s` are left. The last handler to be called."""
 
     async def on_restored(self, restored: Restored) -> None:
         """Take over from a worker that died."""
@@ -137,10 +181,17 @@ class Agent:
         log.warning("%s: %s", error.code, error.message)
 
     async def on_provider_error(self, error: ProviderError) -> None:
-        """Handle trouble at a provider. By default it is logged, and a fatal one ends this worker."""
-        log.warning("provider: %s%s", error.message, f" ({error.code})" if error.code else "")
-        if error.fatal:
-            raise ProviderFailed(error.message)
+        """Handle trouble at a provider, which is mended as far as that goes without you. By default it is logged.
+
+        After a `fatal` one the next provider takes over, if there is one and you do not give another here; else the agent
+        gives up.
+        """
+        log.warning("%s: %s%s", error.participant or "provider", error.message, f" ({error.code})" if error.code else "")
+
+    async def give_up(self, reason: str) -> None:
+        """Hand the caller over to what `[fallback]` says, because the agent cannot go on."""
+        log.error("the agent gives up: %s", reason)
+        await self.voip.dispose(fallback=True)
 
     async def inference(self, message: Message[str]) -> None:
         """Answer what the caller said. Overriding this replaces the whole answer logic; by default nothing is answered."""
@@ -154,7 +205,9 @@ class Agent:
         try:
             self._ask.send_nowait(message)
         except trio.WouldBlock:
-            log.warning("%d messages wait for an answer; this one is not answered", QUESTIONS_LIMIT)
+            limit = self._ask.statistics().max_buffer_size
+            with suppress(trio.WouldBlock):
+                self._happen.send_nowait(Error("queue_full", f"{limit:g} messages wait for an answer; one more gets none"))
 
     async def dispatch_message(self, message: Message[str], allow_interrupt: bool = True) -> str:
         """Say a whole message, wait until it was played or cut, and return what the caller heard of it."""
@@ -176,9 +229,7 @@ class Agent:
 
     def utter(self, uuid: str, allow_interrupt: bool = True) -> Utterance:
         """Begin to say something, piece by piece. The caller of this awaits `heard` in the end."""
-        if self.tts is None:
-            raise RuntimeError(f"{type(self).__name__} has no TTS to speak with; give it one, or post audio to self.voip")
-        utterance = self._utterances[uuid] = Utterance(uuid, self.voip, self.tts, interruptible=allow_interrupt)
+        utterance = self._voice.begin(uuid, interruptible=allow_interrupt)
         if (turn := _turn.get()) is not None and turn.aborted:
             utterance.cut()
         return utterance
@@ -188,11 +239,11 @@ class Agent:
         try:
             return await utterance.heard()
         finally:
-            self._utterances.pop(utterance.uuid, None)
+            self._voice.forget(utterance)
 
     def abort(self) -> None:
         """Stop talking and thinking, except for what was begun with `allow_interrupt=False`."""
-        speaking = [utterance for utterance in self._utterances.values() if utterance.interruptible]
+        speaking = [utterance for utterance in self._voice.utterances.values() if utterance.interruptible]
         for utterance in speaking:
             utterance.cut()
         if self._current is not None:
@@ -201,6 +252,14 @@ class Agent:
             scope.cancel()
         if speaking:
             self.voip.trace("interrupted", "", {"uuid": speaking[0].uuid})
+
+    def set_stt(self, stt: STT | None) -> None:
+        """Hear with another STT from now on. What the old one had not recognised yet, the new one does."""
+        self._ear.use(stt)
+
+    def set_tts(self, tts: TTS | None) -> None:
+        """Speak with another TTS from now on. What the old one has begun to say, it finishes."""
+        self._voice.use(tts)
 
     @contextmanager
     def interruptible(self) -> Iterator[trio.CancelScope]:
@@ -242,7 +301,7 @@ class Agent:
         await self.voip.transfer_to(destination)
 
     async def _said_all(self) -> None:
-        for utterance in tuple(self._utterances.values()):
+        for utterance in tuple(self._voice.utterances.values()):
             utterance.finish()
             await utterance.heard()
 
@@ -264,13 +323,19 @@ class Agent:
 
     def activate(self) -> None:
         """Connect the participants: line to ear, ear to mind, mind to voice, voice to line. `run` does it."""
-        if self.stt is not None:
-            self.nursery.start_soon(self.stt.run)
-            self.nursery.start_soon(self._hear, self.stt)
-        if self.tts is not None:
-            self.nursery.start_soon(self.tts.run)
-            self.nursery.start_soon(self._speak, self.tts)
-        self.nursery.start_soon(self._think)
+        self._ear.open(self.nursery)
+        self._voice.open(self.nursery)
+        self._thinking = trio.CancelScope()
+        self.nursery.start_soon(self._think, self._thinking)
+
+    def deactivate(self) -> None:
+        """Disconnect the participants: nothing is heard, thought or said any more, but for what the voice has begun.
+
+        The handlers go on. To begin again, `set_stt` and `set_tts` to new ones, and `activate`.
+        """
+        self._ear.close()
+        self._voice.close()
+        self._thinking.cancel()
 
     async def _listen(self) -> None:
         """Take what happens on the line, until the call is over and its last handler is done."""
@@ -279,14 +344,15 @@ class Agent:
                 self.on_media(event)
                 continue
             if isinstance(event, Shutdown):
-                await self._handled(event.deadline_s - _LEAVE_EARLY_S)
+                await self._handled(event)
                 return
-            if isinstance(event, MessageDispatched) and (utterance := self._utterances.get(event.uuid)):
+            if isinstance(event, MessageDispatched) and (utterance := self._voice.utterances.get(event.uuid)):
                 utterance.report(event)
             await self._happen.send(event)
 
-    async def _handled(self, patience_s: float) -> None:
-        with trio.move_on_after(max(0.0, patience_s)):
+    async def _handled(self, shutdown: Shutdown) -> None:
+        with trio.move_on_after(max(0.0, shutdown.deadline_s - _LEAVE_EARLY_S)):
+            await self._happen.send(shutdown)
             await self._happen.aclose()
             await self._all_handled.wait()
 
@@ -296,42 +362,35 @@ class Agent:
                 await handler(event)
         self._all_handled.set()
 
-    async def _hear(self, stt: STT) -> None:
-        async for hearing in stt.events:
-            match hearing:
-                case SpeechStarted():
-                    self.voip.trace("speech_started", "")
-                    await self.on_vad(True)
-                case SpeechEnded():
-                    self.voip.trace("speech_ended", "")
-                    await self.on_vad(False)
-                case Final(text=text):
-                    self.voip.trace("heard", text)
-                    self.abort()
-                    self.post(Message(new_uuid(), text, done=True))
-                case ProviderError():
-                    await self.on_provider_error(hearing)
-                case Interim():
-                    pass
+    async def _hear(self, hearing: Hearing) -> None:
+        match hearing:
+            case SpeechStarted():
+                self.voip.trace("speech_started", "")
+                await self.on_vad(True)
+            case SpeechEnded():
+                self.voip.trace("speech_ended", "")
+                await self.on_vad(False)
+            case Final(text=text):
+                self.voip.trace("heard", text)
+                self.abort()
+                self.post(Message(new_uuid(), text, done=True))
+            case ProviderError():
+                await self.on_provider_error(hearing)
 
-    async def _speak(self, tts: TTS) -> None:
-        async for speaking in tts.events:
-            match speaking:
-                case Message(uuid=uuid):
-                    await self.voip.room()
-                    if utterance := self._utterances.get(uuid):
-                        utterance.audio_posted = True
-                    self.voip.post(speaking)
-                case WordTimings(uuid=uuid, words=words):
-                    if utterance := self._utterances.get(uuid):
-                        utterance.words.extend(words)
-                case ProviderError():
-                    await self.on_provider_error(speaking)
+    async def _lose(self, error: ProviderError) -> None:
+        await self.give_up(error.message)
 
-    async def _think(self) -> None:
-        async for message in self._questions:
-            with self.interruptible() as scope:
-                self._current = Turn(scope)
-                _turn.set(self._current)
-                await self.inference(message)
-            self._current = None
+    async def _think(self, scope: trio.CancelScope) -> None:
+        with scope:
+            async for message in self._questions:
+                with self.interruptible() as turn:
+                    self._current = Turn(turn)
+                    _turn.set(self._current)
+                    await self.inference(message)
+                self._current = None
+
+
+def _several(given: Participants | Sequence[Participants] | None) -> Sequence[Participants]:
+    if given is None:
+        return ()
+    return given if isinstance(given, Sequence) else (given,)

@@ -5,8 +5,9 @@ what was cut off.
 """
 
 import logging
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ import trio
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
-from dialog_worker.agent.base import Agent, new_uuid
+from dialog_worker.agent.base import QUEUE_SIZE_LIMIT, Agent, new_uuid
 from dialog_worker.agent.tools import Tool, tools_of
 from dialog_worker.agent.utterance import Utterance
 from dialog_worker.provider import tls_context
@@ -27,10 +28,14 @@ from dialog_worker.voip import VoIP
 from protocol.messages import Message, StreamingStarted
 
 MAX_ROUNDS = 8  # of tool calls in one turn
-CONNECT_TIMEOUT_S = 3.0
-CHUNK_TIMEOUT_S = 10.0  # without a chunk from the model: it has stalled
+MAX_FAILED_TURNS = 3  # one after another; then the caller has heard enough apologies
+CONNECT_TIMEOUT_S = 2.5
+FIRST_CHUNK_TIMEOUT_S = 10.0  # for the model to think; the caller is told to wait meanwhile
+CHUNK_TIMEOUT_S = 3.0  # between chunks of an answer that has begun: the model has stalled, and the caller hears nothing
 END_TIMEOUT_S = 2.0  # for a stream to end once its last chunk has come
 KEEPALIVE_S = 120.0  # a conversation's pauses; the default of 5 s would shake hands anew in every turn
+_UNMENDABLE = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
+_PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]]*\s+|\n+|[。！？]")
 _MIN_SENTENCE = 8  # characters; "Dr. " and "1. " are no sentences
 
@@ -106,29 +111,36 @@ class OpenAIAgent(Agent):
 
     `options` go into every request as they are, such as `temperature` or `reasoning_effort`. The key and the address come
     from OPENAI_API_KEY and OPENAI_BASE_URL unless given.
+
+    When the model or a tool takes longer than `patience_s`, the agent says `holding`, which is no part of the history;
+    when the model fails, `apology`.
     """
 
     system: str = ""
     greeting: str = ""
     apology: str = "I am sorry, I did not get that. Could you say it again?"
+    holding: str = "One moment, please."
+    patience_s: float = 2.5
 
     def __init__(
         self,
         *,
         voip: VoIP,
-        stt: STT,
-        tts: TTS,
+        stt: STT | Sequence[STT],
+        tts: TTS | Sequence[TTS],
         model: str,
         api_key: str | None = None,
         base_url: str | None = None,
         options: dict[str, Any] | None = None,
+        queue_size_limit: int = QUEUE_SIZE_LIMIT,
     ) -> None:
-        super().__init__(voip=voip, stt=stt, tts=tts)
+        super().__init__(voip=voip, stt=stt, tts=tts, queue_size_limit=queue_size_limit)
         self.model = model
         self.options = options or {}
         self.history: list[dict[str, Any]] = []
         self.tools = tools_of(self)
         self.openai = _client(api_key, base_url)
+        self._failed_turns = 0
 
     async def run(self) -> None:
         """Serve the call; the connection to the model is opened at once, and given back at the end."""
@@ -153,9 +165,14 @@ class OpenAIAgent(Agent):
 
     async def on_streaming_started(self, started: StreamingStarted) -> None:
         """Greet, unless the conversation has begun before."""
-        if not self.greeting or self.history:
+        if not self.history:
+            await self.greet()
+
+    async def greet(self, allow_interrupt: bool = True) -> None:
+        """Say the greeting, if there is one, and remember what was heard of it."""
+        if not self.greeting:
             return
-        utterance = self.utter(new_uuid())
+        utterance = self.utter(new_uuid(), allow_interrupt)
         with self._remembered(utterance):
             utterance.say(self.greeting)
             utterance.finish()
@@ -167,14 +184,47 @@ class OpenAIAgent(Agent):
         with self.uninterrupted(), ExitStack() as remembered:
             utterances: list[Utterance] = []
             try:
-                await self._rounds(message.uuid, utterances, remembered)
+                with self._holding_the_line():
+                    await self._rounds(message.uuid, utterances, remembered)
+                self._failed_turns = 0
             except openai.APIError as error:
-                log.error("the model failed: %s", _explain(error))
-                await self.dispatch_message(Message(new_uuid(), self.apology, done=True))
+                await self._model_failed(error)
             for utterance in utterances:
                 utterance.finish()
                 await self.heard(utterance)
         self.history[:] = self._said()
+
+    async def _model_failed(self, error: openai.APIError) -> None:
+        """Apologise, or give up where the next turn would fail like this one."""
+        log.error("the model failed: %s", _explain(error))
+        self._failed_turns += 1
+        if isinstance(error, _UNMENDABLE) or self._failed_turns >= MAX_FAILED_TURNS:
+            await self.give_up(f"the model failed: {_explain(error)}")
+        else:
+            await self.dispatch_message(Message(new_uuid(), self.apology, done=True))
+
+    @contextmanager
+    def _holding_the_line(self) -> Iterator[None]:
+        """Inside, a caller who has to wait long is told so: a silent line is taken for a dead one."""
+        scope = trio.CancelScope()
+        self.nursery.start_soon(self._ask_for_patience, scope)
+        try:
+            yield
+        finally:
+            scope.cancel()
+
+    async def _ask_for_patience(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while not self.interrupted:
+                if speaking := self._voice.speaking:
+                    await speaking[-1].heard()
+                    continue
+                await trio.sleep(self.patience_s)
+                if self.holding and not self._voice.speaking and not self.interrupted:
+                    aside = self.utter(new_uuid())
+                    aside.say(self.holding)
+                    aside.finish()
+                    self.nursery.start_soon(self.heard, aside)
 
     @contextmanager
     def _remembered(self, utterance: Utterance) -> Iterator[dict[str, Any]]:
@@ -210,16 +260,28 @@ class OpenAIAgent(Agent):
             request: dict[str, Any] = {"model": self.model, "messages": self.messages(), "stream": True} | self.options
             if self.tools:
                 request["tools"] = [one.definition() for one in self.tools.values()]
-            stream = await self.openai.chat.completions.create(**request)
             try:
-                await self._say(utterance, answer, stream)
-            finally:
-                self.nursery.start_soon(self._finish, stream, answer.finish_reason is not None)
+                await self._answer(request, utterance, answer)
+            except _PASSING as error:  # a second connection often works, and nothing was said yet
+                if utterance.text or isinstance(error, openai.APITimeoutError):
+                    raise
+                log.warning("the model is asked again: %s", _explain(error))
+                answer = Answer()
+                await self._answer(request, utterance, answer)
         return answer
+
+    async def _answer(self, request: dict[str, Any], utterance: Utterance, answer: Answer) -> None:
+        stream = await self.openai.chat.completions.create(**request)
+        try:
+            await self._say(utterance, answer, stream)
+        finally:
+            self.nursery.start_soon(self._finish, stream, answer.finish_reason is not None)
 
     async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncStream[ChatCompletionChunk]) -> None:
         sentences = Sentences()
-        async for chunk in stream:
+        patience_s = math.inf  # for the first chunk, the client's own timeout counts
+        while (chunk := await _next_chunk(stream, patience_s)) is not None:
+            patience_s = CHUNK_TIMEOUT_S
             for sentence in sentences.feed(answer.feed(chunk)):
                 utterance.say(sentence)
             if answer.finish_reason is not None:  # the stream's own end may come 100 ms later
@@ -271,13 +333,20 @@ def _client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
     """
     http = openai.DefaultAsyncHttpxClient(
         verify=tls_context(),
-        timeout=httpx2.Timeout(CHUNK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        timeout=httpx2.Timeout(FIRST_CHUNK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         limits=httpx2.Limits(max_connections=16, max_keepalive_connections=4, keepalive_expiry=KEEPALIVE_S),
     )
     try:
         return AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
     except openai.OpenAIError as error:
         raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
+
+
+async def _next_chunk(stream: AsyncStream[ChatCompletionChunk], patience_s: float) -> ChatCompletionChunk | None:
+    """Return a stream's next chunk, or None at its end. Raises `APITimeoutError` when it does not come in time."""
+    with trio.move_on_after(patience_s):
+        return await anext(stream, None)
+    raise openai.APITimeoutError(stream.response.request)
 
 
 def _explain(error: openai.APIError) -> str:

@@ -12,6 +12,7 @@ from protocol.messages import Message, MessageDispatched
 REPORT_TIMEOUT_S = 2.0  # for the report on an aborted utterance, which the supervisor sends at once
 _SPOKEN_CHARACTERS_PER_S = 15  # English at an even pace, where a voice gives no word timings
 _HEARD_SHARE = 0.5  # of a word, to count as heard
+_BYTES_PER_MS = 8  # of mu-law at 8 kHz
 _WORD_REACH = 24  # characters between a word and the next: one said otherwise than written is not looked for further on
 _WORD = re.compile(r"\S+")
 
@@ -21,12 +22,16 @@ class Utterance:
 
     def __init__(self, uuid: str, voip: VoIP, tts: TTS, *, interruptible: bool) -> None:
         self.uuid = uuid
+        self.spoken_as = uuid  # its name at the voice
         self.interruptible = interruptible
         self.text = ""
-        self.audio_posted = False
-        self.words: list[Word] = []
+        self.tts = tts
+        self.resumed = 0
+        self._audio_posted = False
+        self._audio_ms = 0
+        self._resumed_at_ms = 0
+        self._words: list[Word] = []
         self._voip = voip
-        self._tts = tts
         self._ended = False
         self._was_cut = False
         self._reported = trio.Event()
@@ -38,7 +43,7 @@ class Utterance:
         if self._ended or not text:
             return
         self.text += text
-        self._tts.post(Message(self.uuid, text))
+        self.tts.post(Message(self.spoken_as, text))
         self._voip.trace("saying", text.strip(), {"uuid": self.uuid})
 
     def finish(self) -> None:
@@ -47,7 +52,7 @@ class Utterance:
             return
         self._ended = True
         if self.text:
-            self._tts.post(Message(self.uuid, "", done=True))
+            self.tts.post(Message(self.spoken_as, "", done=True))
         else:
             self.report(MessageDispatched(self.uuid, 0, 0, interrupted=False))
 
@@ -56,10 +61,36 @@ class Utterance:
         if self._was_cut or self._reported.is_set():
             return
         self._ended = self._was_cut = True
-        self._tts.abort(self.uuid)
+        self.tts.abort(self.spoken_as)
         self._voip.abort(self.uuid)
-        if not self.audio_posted:
+        if not self._audio_posted:
             self.report(MessageDispatched(self.uuid, 0, 0, interrupted=True))
+
+    def voiced(self, audio: bytes) -> None:
+        """Its next audio is on the way to the caller."""
+        self._audio_posted = True
+        self._audio_ms += len(audio) // _BYTES_PER_MS
+
+    def timed(self, words: tuple[Word, ...]) -> None:
+        """When its next words are said, counted from where its present voice began."""
+        begin = self._resumed_at_ms
+        self._words += [Word(word.text, begin + word.start_ms, begin + word.end_ms) for word in words]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more of it is to be said."""
+        return self._was_cut or self._reported.is_set()
+
+    def resume(self, tts: TTS, spoken_as: str) -> None:
+        """Have what is not voiced yet said by this voice, under another name; a word that was cut is said again."""
+        said = heard_text(self.text, self._words, self._audio_ms, share=1.0)
+        self.tts, self.spoken_as, self.resumed = tts, spoken_as, self.resumed + 1
+        self._resumed_at_ms = self._audio_ms
+        self._words = [word for word in self._words if word.end_ms <= self._audio_ms]
+        if rest := self.text[self.text.find(said) + len(said) :].lstrip():
+            tts.post(Message(spoken_as, rest))
+        if self._ended:
+            tts.post(Message(spoken_as, "", done=True))
 
     def report(self, report: MessageDispatched) -> None:
         """What the supervisor says of it."""
@@ -72,7 +103,7 @@ class Utterance:
         self._voip.trace("said", self.heard_now, {"uuid": self.uuid, "interrupted": cut, "total": whole})
         if report.interrupted and not self._was_cut:  # the line was lost: what is still to come has nobody to hear it
             self._ended = self._was_cut = True
-            self._tts.abort(self.uuid)
+            self.tts.abort(self.spoken_as)
             self._voip.abort(self.uuid)
 
     @property
@@ -82,7 +113,7 @@ class Utterance:
             return ""
         if not self._report.interrupted:
             return self.text.strip()
-        return heard_text(self.text, self.words, self._report.played_ms)
+        return heard_text(self.text, self._words, self._report.played_ms)
 
     async def heard(self) -> str:
         """Wait until it was played or cut, and return what of its text the caller heard."""
@@ -97,14 +128,15 @@ class Utterance:
                 return
 
 
-def heard_text(text: str, words: list[Word], played_ms: int) -> str:
+def heard_text(text: str, words: list[Word], played_ms: int, share: float = _HEARD_SHARE) -> str:
     """Return the beginning of `text` that takes `played_ms` to say, to the nearest word.
 
-    With word timings, which may cover only the part that was synthesised so far, a word counts when half of it was played.
+    With word timings, which may cover only the part that was synthesised so far, a word counts when `share` of it was
+    played: half, unless told otherwise.
     """
     if not words:
         return _first_words(text, round(played_ms / 1000 * _SPOKEN_CHARACTERS_PER_S))
-    heard = sum(1 for word in words if word.start_ms + (word.end_ms - word.start_ms) * _HEARD_SHARE <= played_ms)
+    heard = sum(1 for word in words if word.start_ms + (word.end_ms - word.start_ms) * share <= played_ms)
     end = 0
     for word in words[:heard]:
         found = text.find(word.text, end, end + len(word.text) + _WORD_REACH)

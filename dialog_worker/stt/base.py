@@ -37,6 +37,13 @@ class SpeechEnded(Struct, frozen=True):
 Hearing: TypeAlias = SpeechStarted | Interim | Final | SpeechEnded | ProviderError
 
 
+class Owed(Struct, frozen=True):
+    """What a recogniser that is replaced has still to give: what it had understood, and the audio that it had not."""
+
+    hearings: tuple[Hearing, ...] = ()
+    audio: bytes = b""
+
+
 class STT(Participant[Hearing]):
     """Speech to text for one call."""
 
@@ -46,3 +53,7 @@ class STT(Participant[Hearing]):
 
         While the provider is away the audio is kept, up to a limit; what is lost beyond it is told in a `ProviderError`.
         """
+
+    def retire(self) -> Owed:
+        """Another takes over: return what this one owes, in the stream's encoding, and emit nothing more."""
+        return Owed()

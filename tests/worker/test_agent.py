@@ -6,10 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dialog_worker import STT, TTS, Agent, Message, ProviderFailed, VoIP
+from dialog_worker import STT, TTS, Agent, Message, VoIP
 from dialog_worker.participant import ProviderError
 from dialog_worker.testing import scripted_call
-from protocol.messages import Dtmf, MessageDispatched, StreamingStarted
+from protocol.messages import Dispose, Dtmf, MessageDispatched, StreamingStarted
 
 TEN_SECONDS = "one two three four five six seven eight nine ten " * 3
 
@@ -145,11 +145,13 @@ async def test_a_handler_may_speak_while_others_wait_for_it(autojump_clock: Mock
     assert keys == ["1", "2"]
 
 
-async def test_a_fatal_provider_error_ends_the_agent(autojump_clock: MockClock) -> None:
-    with pytest.RaisesGroup(ProviderFailed, flatten_subgroups=True):
-        async with scripted_call(Scripted) as call:
-            await call.stt.emit(ProviderError("no such key", fatal=True))
-            await trio.sleep(1.0)
+async def test_after_a_fatal_provider_error_the_caller_is_handed_to_the_fallback(autojump_clock: MockClock) -> None:
+    async with scripted_call(Scripted) as call:
+        await call.stt.emit(ProviderError("no such key", fatal=True))
+        await trio.sleep(1.0)
+    [request] = call.requests
+    assert isinstance(request, Dispose)
+    assert request.fallback
 
 
 async def test_an_error_in_a_turn_ends_the_agent(autojump_clock: MockClock) -> None:

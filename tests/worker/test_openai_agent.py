@@ -1,52 +1,15 @@
 """How the agent thinks with a chat-completions model, over a real connection to a scripted one."""
 
 import json
-from typing import Any
 
 import pytest
 import trio
 
-from dialog_worker import STT, TTS, OpenAIAgent, VoIP, tool
+from dialog_worker import OpenAIAgent
 from dialog_worker.testing import scripted_call
 
-from .model_server import ModelServer, model_server, text, tool_call
-
-
-class Receptionist(OpenAIAgent):
-    system = "You answer the phone."
-    apology = "Sorry?"
-
-    def __init__(self, *, voip: VoIP, stt: STT, tts: TTS, url: str) -> None:
-        super().__init__(voip=voip, stt=stt, tts=tts, model="m", api_key="k", base_url=url)
-        self.booked: list[tuple[int, str]] = []
-
-    @tool
-    async def book_table(self, people: int, time: str) -> str:
-        """Book a table."""
-        self.booked.append((people, time))
-        return f"booked for {people} at {time}"
-
-    @tool
-    async def slow(self) -> str:
-        """Take a while."""
-        await trio.sleep(0.3)
-        return "done"
-
-
-class Desk:
-    """Makes the agent of a call, and keeps it for the test."""
-
-    def __init__(self, server: ModelServer) -> None:
-        self._server = server
-        self.agent: Receptionist
-
-    def __call__(self, voip: VoIP, stt: STT, tts: TTS) -> Receptionist:
-        self.agent = Receptionist(voip=voip, stt=stt, tts=tts, url=self._server.url)
-        return self.agent
-
-
-def spoken(history: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    return [(entry["role"], entry["content"]) for entry in history if entry.get("content")]
+from .desk import Desk, Receptionist, spoken
+from .model_server import model_server, text, tool_call
 
 
 async def test_the_answer_is_said_sentence_by_sentence() -> None:
@@ -174,19 +137,6 @@ async def test_turns_share_one_warm_connection() -> None:
                 if number == 0:
                     opened = server.connections  # the first turn may overtake the connection being warmed for it
         assert server.connections == opened
-
-
-@pytest.mark.parametrize("status", [429, 500])
-async def test_a_failing_model_is_apologised_for_and_asked_again_in_the_next_turn(status: int) -> None:
-    async with model_server() as server:
-        server.scripts = [status, text("Yes.")]
-        async with scripted_call(Desk(server)) as call:
-            await call.caller_says("hello")
-            assert await call.next_said() == "Sorry?"
-            await call.caller_says("hello again")
-            while await call.next_said() != "Yes.":
-                pass
-        assert len(server.requests) == 2  # no silent retry while a caller waits
 
 
 async def test_the_history_is_told_at_the_end() -> None:
