@@ -21,11 +21,14 @@ from wsproto.utilities import LocalProtocolError
 
 from dialog_worker.participant import ProviderError
 
-CONNECT_TIMEOUT_S = 5.0  # DNS, TCP, TLS and upgrade together
+CONNECT_TIMEOUT_S = 2.0  # DNS, TCP, TLS and upgrade together: ten times the usual, and TCP asks again after 1 s
 PARTING_S = 0.3  # for the last words and the closing handshake; the call is over by then
 BACKOFF_S = 0.1
 BACKOFF_LIMIT_S = 5.0
-GIVE_UP_S = 15.0  # a caller does not wait longer than this
+WAITED_BACKOFF_S = 0.5  # the limit while somebody waits
+GIVE_UP_S = 15.0  # of an outage that nobody notices: then something is wrong that will not pass
+PATIENCE_S = 3.0  # of somebody who waits: the rest of a turn takes 1.5 s, and a caller should hear an answer within 5 s
+WATCH_S = 0.1  # in an outage, between two looks at whether somebody waits
 STABLE_S = 5.0  # a connection that lived so long had been accepted, although nothing was said on it
 QUEUE_LIMIT = 64  # messages read ahead of the adapter; then TCP holds the server back
 MESSAGE_LIMIT_BYTES = 1 << 20
@@ -34,6 +37,7 @@ RETRYABLE = frozenset({408, 425, 429})  # of 4xx; another such status would be t
 
 MessageT = TypeVar("MessageT", bound=Struct)
 Report: TypeAlias = Callable[[ProviderError], Awaitable[None]]
+Stream: TypeAlias = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class ConfigurationError(ValueError):
@@ -41,11 +45,14 @@ class ConfigurationError(ValueError):
 
 
 class ConnectionLost(Exception):
-    """The connection is of no more use, though nobody closed it. `code` is a short word for programs."""
+    """The connection is of no more use, though nobody closed it. `code` is a short word for programs; `fatal`: no retry
+    will mend it.
+    """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, fatal: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.fatal = fatal
 
 
 class Endpoint(Struct, frozen=True):
@@ -128,8 +135,26 @@ class Connection(Generic[MessageT]):
         self._decoder = decoder
         self._provider = provider
         self._report = report
-        self._garbled = 0
-        self.received = 0
+        self.garbled = 0  # frames that could not be read
+        self._proven = False
+        self._opened_at = trio.current_time()
+
+    @property
+    def works(self) -> bool:
+        """Whether it has proven to be of use, or has lived for so long that it must have been accepted."""
+        return self._proven or trio.current_time() - self._opened_at >= STABLE_S
+
+    def prove(self) -> None:
+        """Its server does what it is for, so the outage is over. For an adapter to call at the first message that shows it:
+        a greeting or an error is none.
+        """
+        self._proven = True
+
+    async def answers(self, within_s: float) -> bool:
+        """Whether the other side answers a WebSocket ping in time, as RFC 6455 demands."""
+        with trio.move_on_after(within_s) as waiting:
+            await self._socket.ping()
+        return not waiting.cancelled_caught
 
     async def send(self, frame: str | bytes) -> None:
         """Send one text or binary frame; `ConnectionClosed` if the socket is not open any more."""
@@ -144,75 +169,128 @@ class Connection(Generic[MessageT]):
             except msgspec.DecodeError as error:
                 await self._pass_over(frame, error)
                 continue
-            self.received += 1
             if message is not None:
                 return message
 
     async def _pass_over(self, frame: str | bytes, error: msgspec.DecodeError) -> None:
-        self._garbled += 1
-        if self._garbled == 1:  # one is news, a thousand are the same news
+        self.garbled += 1
+        if self.garbled == 1:  # one is news, a thousand are the same news
             text = f"{self._provider} sent a frame that cannot be read ({error}); ignored: {frame[:60]!r}"
             await self._report(ProviderError(text, code="garbage"))
 
 
 class ProviderSocket(Generic[MessageT]):
-    """A provider's WebSocket for as long as a call lasts, over as many connections as it takes."""
+    """A provider's WebSocket for as long as a call lasts, over as many connections as it takes.
+
+    `waiting_since` returns the trio time since when somebody waits for this provider, `math.inf` while nobody does. An
+    outage is fatal after `give_up_s` without a connection, and as soon as somebody has waited `patience_s` in it.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, decoder: Decoder[MessageT], report: Report, *, give_up_s: float = GIVE_UP_S
+        self,
+        endpoint: Endpoint,
+        decoder: Decoder[MessageT],
+        report: Report,
+        *,
+        give_up_s: float = GIVE_UP_S,
+        waiting_since: Callable[[], float] = lambda: math.inf,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._endpoint = endpoint
         self._decoder = decoder
         self._report = report
         self._give_up_s = give_up_s
+        self._waiting_since = waiting_since
+        self._patience_s = patience_s
+        self._connection: Connection[MessageT] | None = None
+        self._failure: ProviderError | None = None  # the last of an outage
+        self._outage_since = math.inf
+        self._exhausted = False
 
     async def serve(self, session: Callable[[Connection[MessageT]], Awaitable[None]]) -> ProviderError:
         """Run `session` with one connection after another, until cancelled; returns the error that no retry will mend.
 
-        A session ends by an exception of its connection's, which is reported once until a connection works again, or by
-        returning: then the next follows without a word. An outage is mended silently, or is fatal after `give_up_s`.
+        A session ends by an exception of its connection's, which is reported once until a connection proves to work, or
+        by returning: then the next follows without a word. It is cancelled when the outage becomes fatal.
         """
-        began, attempt = math.inf, 0
+        attempt = 0
+        while not self._is_over():
+            worked = False
+            async with trio.open_nursery() as nursery:
+                if self._failure is not None:
+                    nursery.start_soon(self._watch, nursery.cancel_scope)
+                if attempt:
+                    await self._back_off(attempt - 1)
+                worked = await self._attempt(session)
+                nursery.cancel_scope.cancel()
+            attempt = 1 if worked else attempt + 1
+        return await self._give_up()
+
+    async def _watch(self, attempt: trio.CancelScope) -> None:
+        """End an attempt with which the outage lasts too long, or the outage when the attempt works."""
+        while self._connection is None or not self._connection.works:
+            if trio.current_time() >= self._deadline():
+                self._exhausted = True
+                attempt.cancel()
+                return
+            await trio.sleep(WATCH_S)
+        self._failure = None
+
+    def _deadline(self) -> float:
+        """When the outage becomes fatal."""
+        patience = max(self._outage_since, self._waiting_since()) + self._patience_s
+        return patience if self._connection else min(patience, self._outage_since + self._give_up_s)
+
+    def _is_over(self) -> bool:
+        if self._failure is None:
+            return False
+        return self._exhausted or self._failure.fatal or trio.current_time() >= self._deadline()
+
+    async def _back_off(self, attempt: int) -> None:
+        began, pause_s = trio.current_time(), backoff_s(attempt)
         while True:
-            failure, proven = await self._attempt(session)
-            if proven:
-                began, attempt = math.inf, 0
-            if failure is not None:
-                now = trio.current_time()
-                fresh, began = math.isinf(began), min(began, now)
-                if failure.fatal or now - began >= self._give_up_s:
-                    return await self._give_up(failure, now - began)
-                if fresh:
-                    await self._report(failure)
-            await trio.sleep(min(backoff_s(attempt), max(0.0, began + self._give_up_s - trio.current_time())))
-            attempt += 1
+            limit_s = pause_s if math.isinf(self._waiting_since()) else min(pause_s, WAITED_BACKOFF_S)
+            left_s = began + limit_s - trio.current_time()
+            if left_s <= 0:
+                return
+            await trio.sleep(min(left_s, WATCH_S))
 
-    async def _give_up(self, failure: ProviderError, after_s: float) -> ProviderError:
-        text = failure.message if failure.fatal else f"{failure.message}; gave up after {after_s:.0f} s"
-        fatal = ProviderError(text, code=failure.code, fatal=True)
-        await self._report(fatal)
-        return fatal
-
-    async def _attempt(
-        self, session: Callable[[Connection[MessageT]], Awaitable[None]]
-    ) -> tuple[ProviderError | None, bool]:
-        """One connection from beginning to end: what went wrong, if anything, and whether it had worked."""
+    async def _attempt(self, session: Callable[[Connection[MessageT]], Awaitable[None]]) -> bool:
+        """One connection from beginning to end; returns whether it worked."""
         failures: list[BaseException] = []
-        connection: Connection[MessageT] | None = None
-        opened = trio.current_time()
+        began = trio.current_time()
         try:
             async with open_socket(self._endpoint) as socket:
-                connection = Connection(socket, self._decoder, self._endpoint.provider, self._report)
-                opened = trio.current_time()
-                await session(connection)
+                self._connection = Connection(socket, self._decoder, self._endpoint.provider, self._report)
+                await session(self._connection)
         except* (ConnectionLost, ConnectionRejected, ConnectionClosed, LocalProtocolError) as group:
             failures = _leaves(group)
-        if connection is None:
-            return describe(self._endpoint, failures[0]), False
-        declared = [failure for failure in failures if isinstance(failure, ConnectionLost)]
-        stable = not declared and trio.current_time() - opened >= STABLE_S
-        failure = describe(self._endpoint, (declared or failures)[0]) if failures else None
-        return failure, connection.received > 0 or stable
+        finally:
+            connection, self._connection = self._connection, None
+        if worked := connection is not None and connection.works:
+            self._failure = None
+        if failures:
+            declared = [failure for failure in failures if isinstance(failure, ConnectionLost)]
+            failure = describe(self._endpoint, (declared or failures)[0])
+            await self._fail(failure, since=trio.current_time() if connection else began)
+        return worked
+
+    async def _fail(self, failure: ProviderError, since: float) -> None:
+        """Take note of what went wrong; the first time in an outage it is told, unless it is the end as well."""
+        fresh = self._failure is None
+        self._failure = failure
+        if fresh:
+            self._outage_since = since
+            if not self._is_over():
+                await self._report(failure)
+
+    async def _give_up(self) -> ProviderError:
+        assert self._failure is not None
+        after_s = trio.current_time() - self._outage_since
+        text = self._failure.message if self._failure.fatal else f"{self._failure.message}; gave up after {after_s:.0f} s"
+        fatal = ProviderError(text, code=self._failure.code, fatal=True)
+        await self._report(fatal)
+        return fatal
 
 
 @asynccontextmanager
@@ -222,9 +300,10 @@ async def open_socket(endpoint: Endpoint) -> AsyncIterator[WebSocketConnection]:
     Built from trio-websocket's parts instead of its `open_websocket_url`, which lets a failed TLS handshake pass for a
     server that does not answer, and which waits for the other side's close when the other side has died.
     """
+    deadline = trio.current_time() + CONNECT_TIMEOUT_S
     async with trio.open_nursery() as nursery:
-        async with _open_stream(endpoint) as stream:
-            socket = await _upgrade(nursery, endpoint, stream)
+        async with _open_stream(endpoint, deadline) as stream:
+            socket = await _upgrade(nursery, endpoint, stream, deadline)
             try:
                 yield socket
             finally:
@@ -233,12 +312,10 @@ async def open_socket(endpoint: Endpoint) -> AsyncIterator[WebSocketConnection]:
 
 
 @asynccontextmanager
-async def _open_stream(
-    endpoint: Endpoint,
-) -> AsyncIterator[trio.SocketStream | trio.SSLStream[trio.SocketStream]]:
-    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
+async def _open_stream(endpoint: Endpoint, deadline: float) -> AsyncIterator[Stream]:
+    stream: Stream
     try:
-        with trio.fail_after(CONNECT_TIMEOUT_S):
+        with trio.fail_at(deadline):
             stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
             if endpoint.secure:
                 stream = trio.SSLStream(stream, tls_context(), server_hostname=endpoint.host, https_compatible=True)
@@ -264,11 +341,9 @@ async def _shake_hands(stream: trio.SSLStream[trio.SocketStream]) -> None:
         raise
 
 
-async def _upgrade(
-    nursery: trio.Nursery, endpoint: Endpoint, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
-) -> WebSocketConnection:
+async def _upgrade(nursery: trio.Nursery, endpoint: Endpoint, stream: Stream, deadline: float) -> WebSocketConnection:
     try:
-        with trio.fail_after(CONNECT_TIMEOUT_S):
+        with trio.fail_at(deadline):
             return await wrap_client_stream(
                 nursery,
                 stream,
@@ -303,7 +378,7 @@ def describe(endpoint: Endpoint, failure: BaseException) -> ProviderError:
     if isinstance(failure, ConnectionRejected):
         return _describe_rejection(endpoint, failure)
     if isinstance(failure, ConnectionLost):
-        return ProviderError(f"{endpoint.provider}: {failure}", code=failure.code)
+        return ProviderError(f"{endpoint.provider}: {failure}", code=failure.code, fatal=failure.fatal)
     reason = failure.reason if isinstance(failure, ConnectionClosed) else None
     code = reason.code if reason else 1006
     return ProviderError(

@@ -55,5 +55,9 @@ class STT(Participant[Hearing]):
         """
 
     def retire(self) -> Owed:
-        """Another takes over: return what this one owes, in the stream's encoding, and emit nothing more."""
+        """Another takes over: return what this one owes, in the stream's encoding, and emit nothing more.
+
+        Whoever calls this cancels `run`, tells the hearings and posts the audio to the successor.
+        By default nothing is owed.
+        """
         return Owed()

@@ -25,10 +25,12 @@ def is_voiced(audio: bytes, encoding: str) -> bool:
 class AudioBuffer:
     """Audio that waits to be sent, and audio that was sent but would have to be sent again on a new connection."""
 
-    def __init__(self, encoding: str, sample_rate: int, kept_s: float = KEPT_S, longest_s: float = LONGEST_FRAME_S) -> None:
+    def __init__(
+        self, encoding: str, sample_rate: int, limit: int | None = None, longest_s: float = LONGEST_FRAME_S
+    ) -> None:
         self._width = BYTES_PER_SAMPLE[encoding]
         self._rate = sample_rate * self._width
-        self._limit = self._bytes(kept_s)
+        self._limit = self._bytes(KEPT_S) if limit is None else limit - limit % self._width
         self._shortest = self._bytes(SHORTEST_FRAME_S)
         self._longest = self._bytes(longest_s)
         self._audio = bytearray()
@@ -36,12 +38,28 @@ class AudioBuffer:
         self._sent = 0
         self._settled = 0
         self._origin = 0  # where the connection's own clock began
+        self._lost = 0  # up to here nothing can be sent any more
         self._told = 0
 
     @property
     def offset_s(self) -> float:
         """What to add to the connection's times to get the stream's."""
         return self._origin / self._rate
+
+    @property
+    def settled_s(self) -> float:
+        """Up to where audio is settled, by the connection's clock; negative if that was before the connection."""
+        return (self._settled - self._origin) / self._rate
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds that were lost, and not yet told by `rewind`."""
+        return max(0, self._lost - max(self._settled, self._told)) / self._rate
+
+    @property
+    def kept(self) -> bytes:
+        """All that is not settled."""
+        return bytes(self._audio)
 
     def append(self, audio: bytes) -> None:
         """Take new audio; beyond the limit the oldest goes."""
@@ -68,10 +86,9 @@ class AudioBuffer:
 
     def rewind(self) -> float:
         """Begin a new connection with all that is kept; returns the seconds that were lost and not yet told."""
-        self._sent = self._origin = self._start
-        lost = self._start - max(self._settled, self._told)
-        self._told = max(self._told, self._start)
-        return max(0, lost) / self._rate
+        self._sent = self._origin = self._lost = self._start
+        lost_s, self._told = self.lost_s, self._lost
+        return lost_s
 
     def _drop(self, size: int) -> None:
         if size <= 0:
@@ -82,6 +99,7 @@ class AudioBuffer:
         if skipped > 0:  # never sent, so the connection's clock does not count it
             self._sent += skipped
             self._origin += skipped
+            self._lost = self._start
 
     def _bytes(self, seconds: float) -> int:
         return round(seconds * self._rate / self._width) * self._width

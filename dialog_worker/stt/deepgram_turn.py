@@ -81,7 +81,10 @@ class Failure(Incoming, frozen=True, tag="Error"):
 
 
 class Turn:
-    """Makes of Deepgram's results what an agent hears. No I/O; times in seconds since the stream's first sample."""
+    """Makes of Deepgram's results what an agent hears. No I/O; times in seconds since the stream's first sample.
+
+    `forced_until_s`: what was heard before is told, although no result of it was final.
+    """
 
     def __init__(self) -> None:
         self.is_open = False
@@ -90,7 +93,7 @@ class Turn:
         self._interim_end_s = 0.0
         self._began_s = math.inf
         self._last_word_s = -1.0
-        self._forced_until_s = 0.0
+        self.forced_until_s = 0.0
 
     def voice_detected(self, at_s: float) -> Iterator[Hearing]:
         """A voice began; swallowed if it is this turn's, or the last one's told late."""
@@ -119,7 +122,14 @@ class Turn:
         parts = list(self._parts)
         if forced and self._interim.text:
             parts.append(self._interim)
-            self._forced_until_s = self._interim_end_s
+            self.forced_until_s = self._interim_end_s
+        yield from self._close(parts)
+
+    def stop(self) -> Iterator[Hearing]:
+        """End the turn with what is final; what is not is left to whoever hears its audio again."""
+        yield from self._close(self._parts)
+
+    def _close(self, parts: list[Final]) -> Iterator[Hearing]:
         was_open, self.is_open = self.is_open, False
         self._parts, self._interim, self._began_s = [], Final(""), math.inf
         if parts:
@@ -152,8 +162,8 @@ class Turn:
         """The result in the stream's time, without words of a turn that was ended by force."""
         best, text = results.best, results.best.transcript.strip()
         words = best.words
-        if results.start + offset_s < self._forced_until_s:
-            words = tuple(word for word in words if (word.start + word.end) / 2 + offset_s > self._forced_until_s)
+        if results.start + offset_s < self.forced_until_s:
+            words = tuple(word for word in words if (word.start + word.end) / 2 + offset_s > self.forced_until_s)
             text = " ".join(word.text for word in words)
         timed = tuple(Word(word.text, _ms(word.start + offset_s), _ms(word.end + offset_s)) for word in words)
         return Final(text, best.confidence, timed)

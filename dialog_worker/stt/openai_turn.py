@@ -13,7 +13,6 @@ from msgspec import Struct
 from dialog_worker.participant import ProviderError
 from dialog_worker.stt.base import Final, Hearing, Interim, SpeechEnded, SpeechStarted
 
-UNJUDGED_S = 3.0  # a server that has said nothing of audio this old has found no speech in it
 REMEMBERED_ITEMS = 64  # closed ones, of which news may still come
 
 
@@ -134,6 +133,8 @@ class Item(Struct, eq=False):
     told: bool = False
     unheard: bool = False  # on this connection: it began on the one before
     due_at: float = math.inf
+    owed_since: float = math.inf  # when its end was heard
+    asked_again: bool = False  # for its transcript, on another connection
     done: bool = False
     confidence: float | None = None
     error: ProviderError | None = None
@@ -164,9 +165,26 @@ class Turns:
         """When the first transcript is overdue."""
         return min((item.due_at for item in self._items), default=math.inf)
 
-    def settled_s(self, sent_s: float) -> float:
-        """Audio up to here, of `sent_s` that the connection was sent, need not be sent again on another."""
-        return self._items[0].began_s if self._items else max(self._done_s, sent_s - UNJUDGED_S)
+    @property
+    def owed_since(self) -> float:
+        """Since when a transcript is waited for."""
+        return min((item.owed_since for item in self._items), default=math.inf)
+
+    @property
+    def done_s(self) -> float:
+        """Audio up to here has its transcripts."""
+        return self._done_s
+
+    def missing(self, now: float) -> Item | None:
+        """The utterance whose transcript is overdue, if there is nothing of it."""
+        head = self._items[0] if self._items else None
+        return None if head is None or head.unheard or head.due_at > now or head.text.strip() else head
+
+    def settled_s(self, judged_s: float) -> float:
+        """Audio up to here need not be sent again on another connection; in what comes before `judged_s` all speech is
+        found.
+        """
+        return self._items[0].began_s if self._items else max(self._done_s, judged_s)
 
     def began(self, at_s: float, item_id: str = "") -> Iterator[Hearing]:
         """Speech began; without an id if it was found on our side."""
@@ -182,6 +200,7 @@ class Turns:
             return 0
         item.ended_s = at_s
         item.due_at = now + self._timeout_s
+        item.owed_since = min(item.owed_since, now)
         return item.serial
 
     def committed(self, item_id: str, now: float) -> Iterator[Hearing]:
@@ -237,16 +256,16 @@ class Turns:
         self._closed.clear()
         self._nameless, self._done_s = 0, 0.0
         if head is not None:  # its beginning has been told, so it must end whatever happens
-            due_at = now + self._timeout_s
-            self._items.append(Item(0.0, text=head.text, shown=head.shown, told=True, unheard=True, due_at=due_at))
+            again = Item(0.0, text=head.text, shown=head.shown, told=True, unheard=True, asked_again=head.asked_again)
+            again.due_at, again.owed_since = now + self._timeout_s, head.owed_since
+            self._items.append(again)
 
-    def end(self) -> Iterator[Hearing]:
-        """Nothing more will be heard: end the turn that is open with what there is."""
-        while len(self._items) > 1:
-            self._items.pop()
-        for item in self._items:
-            _close(item)
-        yield from self._news()
+    def stop(self) -> Iterator[Hearing]:
+        """End the open turn; its transcript is left to whoever hears its audio again."""
+        was_open = bool(self._items)
+        self._items.clear()
+        if was_open:
+            yield SpeechEnded()
 
     def _open(self, at_s: float, item_id: str) -> Item:
         if self._items and self._items[-1].unheard:
@@ -307,7 +326,7 @@ class Turns:
 
 
 def _close(item: Item, error: ProviderError | None = None) -> None:
-    item.done, item.due_at, item.error = True, math.inf, error
+    item.done, item.due_at, item.owed_since, item.error = True, math.inf, math.inf, error
 
 
 def _ending(item: Item) -> Iterator[Hearing]:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
@@ -64,6 +65,18 @@ class Peer:
 
     async def close(self, code: int = 1011, reason: str = "test") -> None:
         await self._socket.aclose(code, reason)
+
+    def freeze(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Send nothing more, not even the answers to pings."""
+
+        async def swallow(event: object) -> None:
+            await trio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(self._socket, "_send", swallow)
+
+    async def vanish(self) -> None:
+        """End the connection without a word."""
+        await trio.aclose_forcefully(self._socket._stream)
 
 
 class ScriptedProvider:

@@ -153,7 +153,7 @@ def test_what_is_not_settled_is_taken_again() -> None:
 
 
 def test_the_oldest_audio_beyond_the_limit_is_lost_and_counted_once() -> None:
-    audio = AudioBuffer("mulaw", 8000, kept_s=1)
+    audio = AudioBuffer("mulaw", 8000, limit=8000)
     audio.append(b"a" * 4000 + b"b" * 8000)
     assert audio.rewind() == 0.5
     assert audio.rewind() == 0
@@ -162,7 +162,7 @@ def test_the_oldest_audio_beyond_the_limit_is_lost_and_counted_once() -> None:
 
 
 def test_audio_that_a_connection_never_got_does_not_count_on_its_clock() -> None:
-    audio = AudioBuffer("mulaw", 8000, kept_s=1)
+    audio = AudioBuffer("mulaw", 8000, limit=8000)
     audio.append(bytes(2000))
     audio.take()
     audio.append(bytes(10000))
@@ -359,7 +359,7 @@ async def test_too_many_requests_are_retried(deepgram: ScriptedProvider, nursery
 async def test_a_turn_cut_off_for_good_is_ended(deepgram: ScriptedProvider, nursery: trio.Nursery) -> None:
     stt = listen(deepgram, nursery)
     peer = await deepgram.accept()
-    await peer.send(results("Hello"))
+    await peer.send(results("Hello", is_final=True))
     await events_until(stt, lambda event: event == Interim("Hello"))
     deepgram.refusals = [401]
     await peer.close()

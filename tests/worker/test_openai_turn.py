@@ -152,12 +152,12 @@ def test_a_transcript_that_waited_for_its_turn_is_heard_anew_on_a_new_connection
 
 def test_audio_is_kept_from_the_first_open_item_on() -> None:
     turns = Turns(3)
-    assert turns.settled_s(10) == 7
+    assert turns.settled_s(7) == 7
     list(turns.began(8.0, "a"))
-    assert turns.settled_s(10) == 8
+    assert turns.settled_s(9) == 8
     turns.stopped(9.5, 0, "a")
     list(turns.completed("a", "Hi", None))
-    assert turns.settled_s(10) == 9.5
+    assert turns.settled_s(9) == 9.5
 
 
 def test_confidence_is_the_tokens_mean_probability() -> None:

@@ -49,6 +49,7 @@ class Harness:
         self.connected.set()
         while True:
             self.heard.append((await connection.receive()).text)
+            connection.prove()
             self.spoken_to.unpark_all()
 
     async def run(self) -> ProviderError:
