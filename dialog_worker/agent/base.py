@@ -245,7 +245,7 @@ class Agent:
         """Stop talking and thinking, except for what was begun with `allow_interrupt=False`."""
         speaking = [utterance for utterance in self._voice.utterances.values() if utterance.interruptible]
         for utterance in speaking:
-            utterance.cut()
+            self._voice.cut(utterance)
         if self._current is not None:
             self._current.aborted = True
         for scope in tuple(self._interruptible):

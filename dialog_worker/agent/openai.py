@@ -164,9 +164,9 @@ class OpenAIAgent(Agent):
             log.debug("the model's server does not list its models: %s", error)
 
     async def on_streaming_started(self, started: StreamingStarted) -> None:
-        """Greet, unless the conversation has begun before."""
+        """Greet, unless the conversation has begun before; what else happens on the line is heard meanwhile."""
         if not self.history:
-            await self.greet()
+            self.nursery.start_soon(self.greet)
 
     async def greet(self, allow_interrupt: bool = True) -> None:
         """Say the greeting, if there is one, and remember what was heard of it."""
@@ -214,13 +214,14 @@ class OpenAIAgent(Agent):
             scope.cancel()
 
     async def _ask_for_patience(self, scope: trio.CancelScope) -> None:
+        waiting_since = trio.current_time()
         with scope:
             while not self.interrupted:
-                if speaking := self._voice.speaking:
-                    await speaking[-1].heard()
+                await trio.sleep_until(max(waiting_since, self._voice.quiet_from) + self.patience_s)
+                if trio.current_time() < self._voice.quiet_from + self.patience_s or self.interrupted:
                     continue
-                await trio.sleep(self.patience_s)
-                if self.holding and not self._voice.speaking and not self.interrupted:
+                waiting_since = trio.current_time()
+                if self.holding and not self._voice.speaking:
                     aside = self.utter(new_uuid())
                     aside.say(self.holding)
                     aside.finish()

@@ -51,7 +51,7 @@ class TwilioVoIPOpenAIAgent(OpenAIAgent):
         """Record, transcribe and greet, all at once."""
         self.nursery.start_soon(self._keep_record)
         if not self.history:
-            await self.greet(allow_interrupt=False)
+            self.nursery.start_soon(self.greet, False)
 
     async def _keep_record(self) -> None:
         """Have Twilio record and transcribe. A call that cannot be recorded is still a call."""

@@ -12,6 +12,7 @@ from dialog_worker.tts.base import TTS, WordTimings
 from dialog_worker.voip import VoIP
 from protocol.messages import Message
 
+BYTES_PER_S = 8000  # of mu-law
 RESUMED_LIMIT = 1  # how often an utterance is taken up again with the voice that failed in it
 
 
@@ -31,6 +32,7 @@ class Voice:
     ) -> None:
         self.tts = ttss[0] if ttss else None
         self.utterances: dict[str, Utterance] = {}
+        self.quiet_from = 0.0  # when the caller will have heard, or has heard, the last that was said
         self._voip = voip
         self._spares = deque(ttss[1:])
         self._report = report
@@ -70,6 +72,11 @@ class Voice:
     def speaking(self) -> list[Utterance]:
         """The utterances that have text and are not over."""
         return [utterance for utterance in self.utterances.values() if utterance.text and not utterance.over]
+
+    def cut(self, utterance: Utterance) -> None:
+        """Stop an utterance."""
+        utterance.cut()
+        self.quiet_from = trio.current_time()
 
     def forget(self, utterance: Utterance) -> None:
         """An utterance is over."""
@@ -115,6 +122,7 @@ class Voice:
         if utterance := self._names.get(audio.uuid):
             utterance.voiced(audio.data)
             audio = Message(utterance.uuid, audio.data, audio.done)
+        self.quiet_from = max(self.quiet_from, trio.current_time()) + len(audio.data) / BYTES_PER_S
         self._voip.post(audio)
 
     async def _failed(self, tts: TTS, error: ProviderError) -> None:
