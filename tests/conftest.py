@@ -1,5 +1,9 @@
-"""What every room's tests share: a real `dialogd`, started with whatever configuration a test needs."""
+"""What every room's tests share: a real `dialogd`, with whatever configuration a test needs, and the local providers."""
 
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.daemon import Dialogd, running
+from tests.local.sockets import MAX_CONTEXTS
 
 StartDialogd = Callable[..., Dialogd]
 
@@ -31,3 +36,20 @@ def start_shared_dialogd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """Return a function that starts a `dialogd` for the tests of one module."""
     with ExitStack() as stack:
         yield _starter(tmp_path_factory.mktemp("shared"), stack)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """`python -m dialog_local` with its models loaded; gives host and port. It must end cleanly on SIGTERM."""
+    command = [sys.executable, "-m", "dialog_local", "--listen", "127.0.0.1:0", "--max-contexts", str(MAX_CONTEXTS)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().removeprefix("listening on http://").strip()
+        assert re.fullmatch(r"loading the recogniser … \d+\.\d s\n", process.stderr.readline())
+        assert re.fullmatch(r"loading the voice … \d+\.\d s\n", process.stderr.readline())
+        try:
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+    assert (process.returncode, rest) == (0, "")

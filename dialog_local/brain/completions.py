@@ -17,6 +17,7 @@ import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from dialog_local.brain.offered import Tool
 from dialog_local.brain.receptionist import MODEL, Answer, Call, ChatMessage, Say, answer, arguments_json
 
 FIRST_TOKEN_MS = 80.0
@@ -34,12 +35,8 @@ class Refused(Exception):
         self.body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
-class _Named(msgspec.Struct):
-    name: str
-
-
-class _Tool(msgspec.Struct):
-    function: _Named
+class _Offer(msgspec.Struct):
+    function: Tool
     type: str = "function"
 
 
@@ -52,15 +49,15 @@ class Chat(msgspec.Struct):
 
     model: str
     messages: list[ChatMessage]
-    tools: list[_Tool] | None = None
+    tools: list[_Offer] | None = None
     tool_choice: Any = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 
     @property
-    def callable_tools(self) -> list[str]:
+    def callable_tools(self) -> list[Tool]:
         """The tools that may be called."""
-        return [] if self.tool_choice == "none" else [tool.function.name for tool in self.tools or ()]
+        return [] if self.tool_choice == "none" else [offer.function for offer in self.tools or ()]
 
     @property
     def include_usage(self) -> bool:

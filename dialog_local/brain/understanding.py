@@ -11,6 +11,9 @@ _UNITS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fourty": 40, "fifty": 50}
 _NUMBERS = {**{word: value for value, word in enumerate(_UNITS)}, **_TENS}
 _LARGEST_PARTY = 40  # more is a misunderstanding
+_WEEKDAYS = re.compile(r"\b(monday|tuesday|wednesday|thursday|friday|saturday|sunday)s?\b")
+# Agents put the time before what the caller said, for models that want to know it (ISO 8601, on a line of its own).
+_STAMP = re.compile(r"\A\s*\d{4}-\d\d-\d\d[T ](?P<clock>\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?\s*\n")
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,21 @@ class Details:
         return Details(earlier.people if self.people is None else self.people, self.time or earlier.time)
 
 
+def clock(text: str) -> str | None:
+    """The hour and minute of the time stamp that a text begins with, like "19:30"."""
+    stamp = _STAMP.match(text)
+    return stamp["clock"] if stamp else None
+
+
+def weekday(text: str) -> str | None:
+    """The day of the week that a text names first."""
+    day = _WEEKDAYS.search(words(text))
+    return day[1] if day else None
+
+
 def words(text: str) -> str:
-    """The text in lower case, without punctuation (but for a colon within a time), with one space between words."""
-    text = text.lower().replace("’", "'")
+    """The text in lower case, without a time stamp or punctuation (but for a colon within a time), single-spaced."""
+    text = _STAMP.sub("", text).lower().replace("’", "'")
     text = re.sub(r"\b([ap])\s*\.?\s*m\b\.?", r"\1m", text)
     text = re.sub(r"(?<=\d)\.(?=\d\d\b)", ":", text)
     text = re.sub(r"(?<=\d)(?=[ap]m\b)", " ", text)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from dialog_local.call import report
 from dialog_local.call.report import Summary
+from dialog_local.call.script import read_script
 from dialog_local.call.session import Failed, Line, Session, Target
 from dialog_local.call.speech_client import SpeechUnavailable
 from dialog_local.outcome import complain, first_of
@@ -46,6 +47,7 @@ app = App(name="dialogctl call", help_format="plaintext")
 def call(
     *,
     turns: Turns = (),
+    script: Path | None = None,
     text: Flag = False,
     interrupt: Annotated[tuple[int, ...], Parameter(negative=(), show_default=False)] = (),
     out: Path | None = None,
@@ -56,6 +58,7 @@ def call(
     account_sid: str = "",
     check: Flag = False,
     max_seconds: float = 300.0,
+    wait: float = 0.0,
     json: Flag = False,
     config: ConfigFile = Path("dialog.toml"),
 ) -> int:
@@ -65,6 +68,8 @@ def call(
     ----------
     turns
         What the caller says: words for the local voice, or a WAV file. Repeat either, in the order of the conversation.
+    script
+        Read what the caller says from a file: a line a turn; "!" before it says it over the agent's words, "#" is a comment.
     text
         Type what the caller says, line by line; an empty line hangs up.
     interrupt
@@ -85,19 +90,24 @@ def call(
         Fail unless 80 % of the words that the agent said are recognised in its voice.
     max_seconds
         Hang up after that long.
+    wait
+        Give dialogd and the speech server so many seconds to start.
     json
         Print the summary as JSON, and nothing else on stdout.
     config
         The configuration file that dialogd runs with.
     """
     console = Console(stderr=json, highlight=False, markup=False, emoji=False)
-    if usage := _usage_error(turns, text=text, interrupt=interrupt, url=url, token=token):
+    if usage := _usage_error(turns, script, text=text, interrupt=interrupt, url=url, token=token):
         return complain("dialogctl call", usage, 2)
 
     def converse() -> Summary:
         target = _remote(url, token, account_sid) if url else _configured(config)
-        session = Session(target, console, from_, to, out, check=check, max_seconds=max_seconds)
-        return trio.run(session.run, turns, text, interrupt)
+        session = Session(target, console, from_, to, out, check=check, max_seconds=max_seconds, wait=wait)
+        if script is None:
+            return trio.run(session.run, turns, text, interrupt)
+        read = read_script(script)
+        return trio.run(session.run, read.lines, text, read.interrupt)
 
     return _outcome(converse, console, json=json, check=check)
 
@@ -121,10 +131,14 @@ def _outcome(converse: Callable[[], Summary], console: Console, *, json: bool, c
     return complain("dialogctl call", doubt, 1) if doubt else 0
 
 
-def _usage_error(turns: Sequence[Line], *, text: bool, interrupt: tuple[int, ...], url: str, token: str) -> str:
+def _usage_error(
+    turns: Sequence[Line], script: Path | None, *, text: bool, interrupt: tuple[int, ...], url: str, token: str
+) -> str:
     """Return what is wrong with a combination of options, "" for nothing."""
-    if bool(turns) == text:
-        return "say something: give --say TEXT or --wav FILE (repeatedly), or --text to type"
+    if [bool(turns), script is not None, text].count(True) != 1:
+        return "say something: give --say TEXT or --wav FILE (repeatedly), --script FILE, or --text to type"
+    if script is not None and interrupt:
+        return "--interrupt goes with --say and --wav; in a --script, write '!' before the turn"
     if unknown := next((number for number in interrupt if not 1 <= number <= len(turns)), None):
         return f"--interrupt {unknown}: there are {len(turns)} turns; give the number of one"
     if url and not token:

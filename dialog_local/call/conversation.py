@@ -13,14 +13,15 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from dialog_local.carrier.events import Answered, Ended, Event, VoiceBegan, VoiceEnded
+from dialog_local.carrier.events import AgentAudioBegan, AgentAudioEnded, Answered, Ended, Event, VoiceBegan, VoiceEnded
 from dialog_local.carrier.line import Line, audible_span
 from dialog_local.carrier.phonecall import Call, CallEnded
 from dialog_local.carrier.playout import BYTES_PER_SECOND
 
 GREETING_SECONDS = 10.0  # an agent that has not spoken by then waits for the caller
 ANSWER_SECONDS = 20.0  # an agent that has not answered by then is not going to
-INTERRUPT_AFTER_SECONDS = 1.2  # into the agent's answer, when a person would cut in
+INTERRUPT_AFTER_SECONDS = 2.0  # into the agent's answer, when a person would cut in
+TURN_PAUSE_SECONDS = 0.2  # between turns, as people leave it; the audio of a voice ends in some silence of its own
 _TRACE_ATTEMPT_SECONDS = 0.1
 _TRACE_ATTEMPTS = 20
 
@@ -125,7 +126,7 @@ class Conversation:
             try:
                 while (turn := await self._next_turn()) is not None:
                     await self._take(turn)
-                await self._await_answer()
+                await self._await_answer(leaving=True)
                 self._call.caller.hang_up()
             except CallEnded:
                 pass  # the report says why
@@ -147,9 +148,11 @@ class Conversation:
     def _last_sound_at(self) -> float:
         return self.taken[-1].last_sound_at if self.taken else 0.0
 
-    async def _await_answer(self) -> None:
+    async def _await_answer(self, *, leaving: bool = False) -> None:
+        """Wait for the end of the agent's answer. Who leaves gives the agent the time to hang up first."""
         within = ANSWER_SECONDS if self.taken else GREETING_SECONDS
-        await self._agent.finished(after=self._last_sound_at, within=within)
+        pause = float("inf") if leaving else TURN_PAUSE_SECONDS
+        await self._agent.finished(after=self._last_sound_at, within=within, pause=pause)
 
 
 class _Ear:
@@ -159,6 +162,7 @@ class _Ear:
         self._call = call
         self._began: float | None = None  # while the agent speaks
         self._ended = -1.0  # the last sound of its last utterance
+        self._drained: float | None = None  # while none of its audio is left, since when
         self._over = False
         self._changed = trio.Event()
 
@@ -169,16 +173,26 @@ class _Ear:
             self._changed.set()
             self._changed = trio.Event()
 
-    async def finished(self, after: float, within: float) -> None:
+    async def finished(self, after: float, within: float, pause: float) -> None:
         """Wait until the agent has spoken, beyond `after`, and is silent again. Raises `CallEnded`.
 
-        If it has not begun to speak `within` seconds, that was its answer.
+        It is silent when nothing was heard for longer than between two sentences, or when no more audio of its own has
+        come for `pause` seconds. If it has not begun to speak `within` seconds, that was its answer.
         """
         with trio.move_on_after(within) as patience:
-            while not (self._began is None and self._ended > after):
+            while (left := self._left(after, pause)) > 0:
                 if self._began is not None:
                     patience.deadline = float("inf")
-                await self._change()
+                with trio.move_on_after(left):
+                    await self._change()
+
+    def _left(self, after: float, pause: float) -> float:
+        """Return in how many seconds the agent will have finished, if nothing happens until then; 0 when it has."""
+        if self._began is None:
+            return 0.0 if self._ended > after else float("inf")
+        if self._drained is None or self._drained <= after:
+            return float("inf")
+        return max(0.0, self._drained + pause - self._call.now())
 
     async def speaking_for(self, seconds: float, after: float, within: float) -> None:
         """Wait until the agent has been speaking that long in an answer begun after `after`. Raises `CallEnded`."""
@@ -198,6 +212,10 @@ class _Ear:
                 self._began = event.at
             case VoiceEnded(who="agent"):
                 self._began, self._ended = None, event.at
+            case AgentAudioBegan():
+                self._drained = None
+            case AgentAudioEnded():
+                self._drained = event.at
             case Ended():
                 self._over = True
             case _:

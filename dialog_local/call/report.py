@@ -21,6 +21,7 @@ _CLOCK_ERROR_MS = 5.0  # between dialogd's clock and the caller's, on one machin
 _CLOCKS_AGREE_SECONDS = 0.1  # the same, plus the way of a step from a busy worker
 _ANSWER_WITHIN_SECONDS = 30.0  # a sound later than this is no answer to the turn before
 
+_OLD_SPELLING = re.compile(r"\b(good|to)-(bye|day|night|morrow)\b")  # as the recogniser writes these words now and then
 _ONES = {0: "zero", 1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 _TEENS = {10: "ten", 11: "eleven", 12: "twelve", 13: "thirteen", 14: "fourteen", 15: "fifteen", 16: "sixteen"}
 _TEENS |= {17: "seventeen", 18: "eighteen", 19: "nineteen"}
@@ -219,7 +220,8 @@ def agent_utterances(events: Sequence[Event], call_seconds: float) -> list[tuple
 def words(text: str) -> list[str]:
     """Return a text's words as one would say them: lower case, no punctuation, numbers below a hundred in words."""
     spoken: list[str] = []
-    for token in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+", text.lower().replace("\u2019", "'")):
+    text = _OLD_SPELLING.sub(r"\1\2", text.lower().replace("\u2019", "'"))
+    for token in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+", text):
         spoken.extend(_number_words(token) if token.isdecimal() else [token.replace("'", "")])
     return spoken
 

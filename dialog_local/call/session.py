@@ -14,7 +14,7 @@ from dialog_local.call import report
 from dialog_local.call.conversation import Conversation, Source, Trace, Turn
 from dialog_local.call.recording import stereo_wav, telephone_audio
 from dialog_local.call.report import LiveReport, Match, Summary
-from dialog_local.call.speech_client import SpeechClient, SpeechUnavailable
+from dialog_local.call.speech_client import SpeechClient, SpeechUnavailable, started
 from dialog_local.carrier.company import PhoneCompany
 from dialog_local.carrier.events import Said, StreamStarted, VoiceBegan, VoiceEnded
 from dialog_local.carrier.phonecall import Call
@@ -54,7 +54,16 @@ class Session:
     """One call from its preparation to its files."""
 
     def __init__(
-        self, target: Target, console: Console, from_: str, to: str, out: Path | None, *, check: bool, max_seconds: float
+        self,
+        target: Target,
+        console: Console,
+        from_: str,
+        to: str,
+        out: Path | None,
+        *,
+        check: bool,
+        max_seconds: float,
+        wait: float = 0.0,
     ) -> None:
         self._target = target
         self._console = console
@@ -63,13 +72,17 @@ class Session:
         self._out = out
         self._check = check
         self._max_seconds = max_seconds
+        self._wait = wait
         self._speech = SpeechClient()
+        self._recognised: dict[tuple[float, float], str] = {}  # what the agent said, by when it was heard
 
     async def run(self, lines: Sequence[Line], text: bool, interrupt: Collection[int]) -> Summary:
         """Prepare the turns, place the call, live through it, and sum it up. Raises `Failed` and what its parts raise."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._speech)
+            await self._speech.started(within=self._wait)
             turns = await self._prepared(lines, interrupt)
+            await started(self._target.via or self._target.webhook_url, within=self._wait)
             company = PhoneCompany(self._target.account_sid, self._target.token, voice=self._carrier_voice)
             if self._target.rest_address is not None:
                 await stack.enter_async_context(_served(company, self._target.rest_address))
@@ -82,6 +95,8 @@ class Session:
             await self._live_through(placed, conversation, trace)
             if reason := _failure(placed, target):
                 raise Failed(reason)
+            if self._check and (missing := len(turns) - len(conversation.taken)):
+                raise Failed(f"--check: the call ended {missing} turns early: {placed.log.history[-1]}")
             files = await self._written(placed)
             match = await self._match(placed, trace)
             events = placed.log.history
@@ -103,7 +118,7 @@ class Session:
             talking.start_soon(self._limit, placed)
             telling.start_soon(self._show, placed)
             telling.start_soon(trace.run)
-            telling.start_soon(self._recognise, placed, trace)
+            telling.start_soon(self._listen, placed, trace)
             await placed.run()
             talking.cancel_scope.cancel()
             # What is still to be told of the end may come after the receiver has been put down.
@@ -117,22 +132,31 @@ class Session:
         await trio.sleep(self._max_seconds)
         placed.end(f"--max-seconds {self._max_seconds:g} have passed")
 
-    async def _recognise(self, placed: Call, trace: Trace) -> None:
-        """Without the agent's own account, show what its voice sounds like to the recogniser."""
+    async def _listen(self, placed: Call, trace: Trace) -> None:
+        """Recognise what the agent says as it ends. Without the agent's own account that is shown."""
         began = 0.0
         async for event in placed.log:
             match event:
                 case VoiceBegan(who="agent"):
                     began = event.at
-                case VoiceEnded(who="agent") if not any(step.kind == "saying" for step in trace.steps):
+                case VoiceEnded(who="agent"):
+                    told = any(step.kind == "saying" for step in trace.steps)
                     try:
-                        text = await self._speech.recognise(_sound(placed, began, event.at))
+                        text = await self._recognise(placed, began, event.at)
                     except SpeechUnavailable as error:
-                        self._live.line(event.at, "problem", f"what the agent says cannot be shown: {error}")
+                        if not told:
+                            self._live.line(event.at, "problem", f"what the agent says cannot be shown: {error}")
                         return
-                    self._live.line(began, "agent", f"{text or '(no words)'}   (as recognised)")
+                    if not told:
+                        self._live.line(began, "agent", f"{text or '(no words)'}   (as recognised)")
                 case _:
                     pass
+
+    async def _recognise(self, placed: Call, began: float, ended: float) -> str:
+        """Return what the agent said between two times; the speech server is asked once. Raises `SpeechUnavailable`."""
+        if (began, ended) not in self._recognised:
+            self._recognised[began, ended] = await self._speech.recognise(_sound(placed, began, ended))
+        return self._recognised[began, ended]
 
     async def _typed(self) -> Turn | None:
         """Read the caller's next line from the terminal."""
@@ -166,7 +190,7 @@ class Session:
         try:
             async with _patience(self._console, "listening to the agent again ..."):
                 for begin, end in report.agent_utterances(placed.log.history, placed.now()):
-                    texts.append(await self._speech.recognise(_sound(placed, begin, end)))
+                    texts.append(await self._recognise(placed, begin, end))
         except* SpeechUnavailable:
             if self._check:
                 raise

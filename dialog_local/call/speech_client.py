@@ -4,13 +4,16 @@ Cartesia docs, POST /tts/bytes; Deepgram docs, POST /v1/listen for pre-recorded 
 """
 
 import os
+from urllib.parse import urljoin
 
 import httpx
 import msgspec
+import trio
 
 URL_VARIABLE = "DIALOG_LOCAL_URL"
 DEFAULT_URL = "http://127.0.0.1:8070"
 SECONDS = 60.0  # for one request: the server may be loading, or busy with others
+_POLL_SECONDS = 0.05  # while a server starts
 _KEY = "local"  # the local server takes any
 
 
@@ -31,6 +34,10 @@ class SpeechClient:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._client.aclose()
+
+    async def started(self, within: float) -> None:
+        """Wait until the models are loaded, at most so many seconds."""
+        await started(self._url, within)
 
     async def say(self, text: str) -> bytes:
         """Return mu-law audio at 8 kHz. Raises `SpeechUnavailable`."""
@@ -63,3 +70,17 @@ class SpeechClient:
         if answer.is_error:
             raise SpeechUnavailable(f"{self._url}{path} answered HTTP {answer.status_code}: {answer.text[:200]}")
         return answer
+
+
+async def started(url: str, within: float) -> None:
+    """Wait until the server that `url` leads to says that it is healthy, at most so many seconds: the next request tells."""
+    health = urljoin(url, "/healthz")
+    with trio.move_on_after(within):
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while True:
+                try:
+                    if (await client.get(health)).is_success:
+                        return
+                except httpx.HTTPError:
+                    pass  # not yet
+                await trio.sleep(_POLL_SECONDS)

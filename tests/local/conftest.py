@@ -1,34 +1,13 @@
-"""The local providers as a real process, with their models loaded once."""
+"""What the tests of the local providers and of the phone company share."""
 
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from dialog_local.carrier.company import PhoneCompany
 from tests.local.customer import SID, TOKEN, Customer, open_customer
-from tests.local.sockets import BOOKING, CARTESIA, MAX_CONTEXTS, MULAW
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """`python -m dialog_local` with its models loaded; gives host and port. It must end cleanly on SIGTERM."""
-    command = [sys.executable, "-m", "dialog_local", "--listen", "127.0.0.1:0", "--max-contexts", str(MAX_CONTEXTS)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        address = process.stderr.readline().removeprefix("listening on http://").strip()
-        assert re.fullmatch(r"loading the recogniser … \d+\.\d s\n", process.stderr.readline())
-        assert re.fullmatch(r"loading the voice … \d+\.\d s\n", process.stderr.readline())
-        try:
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)
-            rest = process.stderr.read()
-    assert (process.returncode, rest) == (0, "")
+from tests.local.sockets import BOOKING, CARTESIA, MULAW
 
 
 @pytest.fixture(scope="session")

@@ -7,21 +7,31 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pytest
 import trio
 
 from dialog_local.brain import receptionist as brain
 from dialog_local.brain.completions import Completions
+from dialog_local.brain.offered import Tool
 from dialog_local.brain.receptionist import GOODBYE, Call, ChatMessage, Function, Say, ToolCall, answer
 from dialog_local.brain.understanding import Details, details
 from dialog_local.speech.server import Speech, serve_app
 
-BOOK = ["book_table", "hang_up"]
-BOOK_TABLE = {
-    "type": "function",
-    "function": {"name": "book_table", "parameters": {"type": "object", "properties": {"people": {"type": "integer"}}}},
-}
+
+def tool(name: str, *required: str, **optional: str) -> Tool:
+    """A tool with these parameters, all but the `optional` required."""
+    kinds = dict.fromkeys(required, "string") | optional
+    return Tool(
+        name, {"type": "object", "properties": {key: {"type": kinds[key]} for key in kinds}, "required": [*required]}
+    )
+
+
+BOOK_TABLE = tool("book_table", "people", "time")
+BOOK = [BOOK_TABLE, tool("hang_up")]
+LOOKUPS = [tool("todays_menu"), tool("opening_hours", day="string"), tool("free_table", "time", people="integer")]
+RECEPTION = [*BOOK, *LOOKUPS, tool("transfer_to_person")]
 
 
 def conversation(*texts: str) -> list[ChatMessage]:
@@ -133,7 +143,7 @@ def test_a_later_word_corrects_an_earlier_one() -> None:
 def test_without_the_tool_it_does_not_pretend_to_book() -> None:
     reply = answer(conversation("A table for four at seven thirty"), [])
     assert isinstance(reply, Say)
-    assert "no book_table tool" in reply.text
+    assert "no tool to book" in reply.text
 
 
 def test_the_tool_result_is_quoted() -> None:
@@ -169,6 +179,104 @@ def test_repeating_twice_quotes_the_same() -> None:
     assert answer(messages, BOOK) == Say("I said: With pleasure,")
 
 
+# The tools that are offered
+
+
+def after(name: str, result: str, *said: str) -> list[ChatMessage]:
+    """A conversation in which a tool has just been called."""
+    call = ToolCall("call_1", Function(name, "{}"))
+    return [
+        *conversation(*said),
+        ChatMessage("assistant", tool_calls=[call]),
+        ChatMessage("tool", result, tool_call_id="call_1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("What is on the menu?", Call("todays_menu", {})),
+        ("When are you open?", Call("opening_hours", {})),
+        ("Are you open on Sundays?", Call("opening_hours", {"day": "sunday"})),
+        ("Is there a table free at eight?", Call("free_table", {"time": "20:00"})),
+        ("Is there a table-free for two people at eight?", Call("free_table", {"time": "20:00", "people": 2})),
+        ("Do you have a table available?", Say(brain.ASK_TIME)),
+        ("Can I speak to a person?", Call("transfer_to_person", {}, brain.CONNECTING)),
+        ("I would like to speak a person, please.", Call("transfer_to_person", {}, brain.CONNECTING)),
+        ("The operator, please.", Call("transfer_to_person", {}, brain.CONNECTING)),
+        ("Am I speaking to a person?", Say(brain.WHO)),
+        ("Can I get a table for one person?", Say(brain.ASK_TIME)),
+    ],
+)
+def test_a_question_calls_the_tool_for_it(said: str, expected: Say | Call) -> None:
+    assert answer(conversation(said), RECEPTION) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Is there a table free at eight?", brain.ASK_PEOPLE),
+        ("Can I speak to a person?", brain.NOBODY_ELSE),
+    ],
+)
+def test_without_a_tool_for_it_a_question_gets_what_the_script_can_do(said: str, expected: str) -> None:
+    assert answer(conversation(said), BOOK) == Say(expected)
+
+
+def test_tools_are_found_by_the_words_in_their_names_and_called_by_their_schema() -> None:
+    offered = [Tool("appendNote"), tool("reserveSeats", "guests", "at")]
+    assert answer(conversation("A table for two at eight"), offered) == Call("reserveSeats", {"guests": 2, "at": "20:00"})
+
+
+def test_what_the_script_cannot_know_it_does_not_invent() -> None:
+    reply = answer(conversation("A table for two at eight"), [tool("book_table", "people", "time", "phone_number")])
+    assert isinstance(reply, Say)
+    assert "phone number" in reply.text
+
+
+def test_a_table_that_is_free_is_offered_for_booking() -> None:
+    messages = after("free_table", "yes, at 20:00", "Is there a table free at eight?")
+    assert answer(messages, RECEPTION) == Say(f"Yes, at 20:00. {brain.SHALL_I_BOOK}")
+    messages += [ChatMessage("assistant", brain.SHALL_I_BOOK), ChatMessage("user", "Yes, for two people, please.")]
+    assert answer(messages, RECEPTION) == Call("book_table", {"people": 2, "time": "20:00"})
+
+
+def test_a_table_that_is_taken_is_not_offered() -> None:
+    messages = after("free_table", "no, all are taken", "Is there a table free at eight?")
+    assert answer(messages, RECEPTION) == Say(f"No, all are taken. {brain.ANYTHING_ELSE}")
+
+
+def test_a_lookup_is_told() -> None:
+    messages = after("todays_menu", "today we have soup", "the menu please")
+    assert answer(messages, RECEPTION) == Say(f"Today we have soup. {brain.ANYTHING_ELSE}")
+
+
+def test_an_error_is_apologised_for() -> None:
+    messages = after("transfer_to_person", "error: nobody is here", "Can I speak to a person?")
+    assert answer(messages, RECEPTION) == Say(f"I am sorry. Nobody is here. {brain.ANYTHING_ELSE}")
+
+
+def test_nothing_else_is_a_goodbye() -> None:
+    assert answer(conversation("hi", brain.ANYTHING_ELSE, "No, thank you."), RECEPTION) == Call("hang_up", {}, GOODBYE)
+
+
+# A time stamp before the words
+
+
+STAMP = "2026-03-01T19:30:05+00:00\n"
+
+
+def test_a_stamp_is_not_taken_for_what_was_said() -> None:
+    assert answer(conversation(f"{STAMP}What is on the menu?"), BOOK) == Say(brain.MENU)
+    assert details(f"{STAMP}For two.") == Details(people=2)
+    assert answer(conversation(f"{STAMP}Sorry?", "Hello.", f"{STAMP}What?"), BOOK) == Say("I said: Hello.")
+
+
+def test_asked_for_the_time_it_reads_the_stamp() -> None:
+    assert answer(conversation(f"{STAMP}What time is it?"), BOOK) == Say("It is 19:30 by the stamp on your words.")
+    assert answer(conversation("What time is it?"), BOOK) == Say(brain.NO_CLOCK)
+
+
 @asynccontextmanager
 async def served(first_token_s: float = 0.0) -> AsyncIterator[str]:
     """The endpoint on a real socket, without speech models; gives its base URL."""
@@ -185,7 +293,7 @@ async def test_the_openai_package_streams_a_tool_call() -> None:
     messages: list[Any] = [{"role": "user", "content": "A table for four at seven thirty"}]
     names, arguments, reasons, usage = [], "", [], []
     async with served() as url, openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as client:
-        tools: Any = [BOOK_TABLE]
+        tools: Any = [{"type": "function", "function": msgspec.to_builtins(BOOK_TABLE)}]
         async with await client.chat.completions.create(
             model="any-name", messages=messages, tools=tools, stream=True, stream_options={"include_usage": True}
         ) as stream:

@@ -12,10 +12,21 @@ from rich.console import Console
 
 from dialog_local.call import report
 from dialog_local.call.command import app
-from dialog_local.call.conversation import Conversation, Step, Taken, Trace, Turn
+from dialog_local.call.conversation import (
+    INTERRUPT_AFTER_SECONDS,
+    TURN_PAUSE_SECONDS,
+    Conversation,
+    Step,
+    Taken,
+    Trace,
+    Turn,
+)
 from dialog_local.call.recording import stereo_wav, telephone_audio
 from dialog_local.call.report import LiveReport, agent_utterances, match_words, summarise, words
+from dialog_local.call.script import read_script
+from dialog_local.call.session import Failed
 from dialog_local.call.session import Line as CommandLineTurn
+from dialog_local.call.speech_client import started
 from dialog_local.carrier.company import PhoneCompany
 from dialog_local.carrier.events import Answered, Cleared, Ended, Event, Said, VoiceBegan, VoiceEnded
 from dialog_local.carrier.line import FRAME_SECONDS, Line
@@ -48,6 +59,8 @@ def test_says_and_wavs_keep_the_order_of_the_command_line() -> None:
     [
         ([], "say something"),
         (["--say", "x", "--text"], "say something"),
+        (["--say", "x", "--script", "y"], "say something"),
+        (["--script", "y", "--interrupt", "1"], "write '!' before the turn"),
         (["--say", "x", "--interrupt", "2"], "--interrupt 2: there are 1 turns"),
         (["--say", "x", "--url", "http://127.0.0.1:1/voice"], "needs --token"),
     ],
@@ -76,6 +89,34 @@ def test_a_dialogd_that_does_not_answer_is_told_with_the_remedy(tmp_path: Path, 
     (tmp_path / "a.wav").write_bytes(wav_file(np.zeros(80), 8000, 2))
     assert run("--wav", str(tmp_path / "a.wav"), "-c", str(config)) == 1
     assert f"no dialogd answers at http://127.0.0.1:9; start one with: dialogd -c {config}" in capsys.readouterr().err
+
+
+# A script
+
+
+def test_a_script_has_a_turn_on_each_line_and_marks_those_that_interrupt(tmp_path: Path) -> None:
+    (file := tmp_path / "conversation.txt").write_text("# a comment\n\nHello.\n! Stop!\n  Bye.  \n")
+    script = read_script(file)
+    assert [line.value for line in script.lines] == ["Hello.", "Stop!", "Bye."]
+    assert script.interrupt == (2,)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("# nothing\n", "there is no turn in it"), ("Hello.\n!\n", "turn 2 says nothing"), (None, "No such file")],
+)
+def test_a_script_without_words_is_refused(text: str | None, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "conversation.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(Failed, match=reason):
+        read_script(file)
+
+
+async def test_a_server_that_starts_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    began = trio.current_time()
+    await started("http://127.0.0.1:9/v1", within=3)
+    assert trio.current_time() - began == pytest.approx(3)
 
 
 # Recordings
@@ -176,9 +217,9 @@ async def hold(greeting: float, answer: float, turns: list[Turn]) -> tuple[list[
 async def test_the_caller_waits_for_the_greeting_and_for_each_answer(autojump_clock: trio.testing.MockClock) -> None:
     taken, _ = await hold(2.0, 3.0, [Turn("one", LOUD), Turn("two", LOUD)])
     first, second = taken
-    assert first.began_at == pytest.approx(2.0 + 0.7, abs=3 * FRAME_SECONDS)
+    assert first.began_at == pytest.approx(2.0 + TURN_PAUSE_SECONDS, abs=3 * FRAME_SECONDS)
     # The agent here answers when it is sure that the caller is silent, 0.7 s after the last sound.
-    assert second.began_at == pytest.approx(first.last_sound_at + 0.7 + 3.0 + 0.7, abs=5 * FRAME_SECONDS)
+    assert second.began_at == pytest.approx(first.last_sound_at + 0.7 + 3.0 + TURN_PAUSE_SECONDS, abs=5 * FRAME_SECONDS)
 
 
 async def test_the_caller_speaks_first_to_an_agent_that_does_not(autojump_clock: trio.testing.MockClock) -> None:
@@ -189,9 +230,9 @@ async def test_the_caller_speaks_first_to_an_agent_that_does_not(autojump_clock:
 async def test_an_interrupting_turn_is_spoken_over_the_answer(autojump_clock: trio.testing.MockClock) -> None:
     taken, events = await hold(1.0, 5.0, [Turn("one", LOUD), Turn("wait", LOUD, interrupts=True)])
     answers = [event.at for event in events if isinstance(event, VoiceBegan) and event.who == "agent"]
-    assert taken[1].began_at == pytest.approx(answers[1] + 1.2, abs=2 * FRAME_SECONDS)
+    assert taken[1].began_at == pytest.approx(answers[1] + INTERRUPT_AFTER_SECONDS, abs=2 * FRAME_SECONDS)
     [barge_in] = report.barge_ins(taken, events, [])
-    assert barge_in.dropped_ms == pytest.approx(5000 - 1200, abs=100)
+    assert barge_in.dropped_ms == pytest.approx(5000 - INTERRUPT_AFTER_SECONDS * 1000, abs=100)
     assert barge_in.from_first_sound_ms == pytest.approx(20, abs=20)
 
 
@@ -210,6 +251,7 @@ async def test_the_last_sound_is_not_the_silence_after_it(autojump_clock: trio.t
         ("Room 21 \u2013 for 12", ["room", "twenty", "one", "for", "twelve"]),
         ("555", ["five", "five", "five"]),
         ("05", ["zero", "five"]),
+        ("Good-bye, to-day", ["goodbye", "today"]),
     ],
 )
 def test_words_are_as_one_says_them(text: str, expected: list[str]) -> None:
