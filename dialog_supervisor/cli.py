@@ -17,11 +17,13 @@ from cyclopts import App, CycloptsError, Parameter
 
 from dialog_supervisor import logs
 from dialog_supervisor.config import ConfigError, load
-from dialog_supervisor.generation import GenerationFailed
+from dialog_supervisor.snapshot import GenerationFailed
 
 CONFIG_VARIABLE = "DIALOG_CONFIG"  # how dialogctl's -c reaches the commands that other rooms add
 _COMMANDS = "dialogctl.commands"  # the entry points of those commands
 _DEFAULT_FILE = Path("dialog.toml")
+_ANSWER_TIMEOUT_S = 10.0
+_SWAP_TIMEOUT_S = 180.0  # the agent's imports may take a minute, and another reload may come first
 
 ConfigFile = Annotated[Path, Parameter(name=["-c", "--config"], env_var=CONFIG_VARIABLE)]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
@@ -88,6 +90,9 @@ def status(*, json: AsJson = False) -> None:
     print("taking calls" if found["accepting"] else "not taking calls")
     states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
     print(f"{found['calls']} calls{f' ({states})' if states else ''}, {found['workers']} workers")
+    for one in found["generations"]:
+        if one["state"] in ("starting", "retiring"):
+            print(f"generation {one['generation']} is {one['state']}, {one['calls']} calls")
 
 
 @control.command
@@ -130,6 +135,42 @@ def hangup(call_id: str) -> None:
     print(f"{call_id} is ending")
 
 
+@control.command
+def generations(*, json: AsJson = False) -> None:
+    """List the versions of the agent's code: hash and number of the load, age, calls, state."""
+    found = _ask("GET", "/generations")
+    if json:
+        _print_json(found)
+        return
+    for one in found:
+        goal = "  (rollback returns to it)" if one["rollback"] else ""
+        print(f"{one['generation']:<18}{one['state']:<10}{one['age_s']:>9.0f} s  {one['calls']} calls{goal}")
+
+
+@control.command
+def reload(*, json: AsJson = False) -> None:
+    """Have the next calls use the agent's code as it is now; calls under way keep theirs.
+
+    The agent's directory is copied, imported and tried with a silent call. If any of it fails, nothing changes.
+    dialog.toml itself is read only when dialogd starts.
+    """
+    _swap("/reload", json=json)
+
+
+@control.command
+def rollback(*, json: AsJson = False) -> None:
+    """Have the next calls use the code that was current before the last reload; a second time undoes the first."""
+    _swap("/rollback", json=json)
+
+
+def _swap(path: str, *, json: bool) -> None:
+    found = _ask("POST", path, timeout_s=_SWAP_TIMEOUT_S)
+    if json:
+        _print_json(found)
+    else:
+        print(f"generation {found['generation']} serves the next calls, after {found['previous']}; {found['seconds']:.1f} s")
+
+
 def _other_room(name: str) -> Callable[..., Any]:
     """Return a command that an optional room adds. Raises `Failed` when what it needs is not installed."""
     try:
@@ -146,13 +187,16 @@ def _print_json(value: Any) -> None:
     print(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
-def _ask(method: str, path: str) -> Any:
+def _ask(method: str, path: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Any:
     """Ask dialogd over its control socket. Raises `Failed`."""
     config = load(os.environ[CONFIG_VARIABLE])
     socket = config.control.socket
     try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://dialogd", timeout=10) as client:
+        transport = httpx.HTTPTransport(uds=str(socket))
+        with httpx.Client(transport=transport, base_url="http://dialogd", timeout=timeout_s) as client:
             response = client.request(method, path)
+    except httpx.ReadTimeout:
+        raise Failed(f"dialogd has not answered {method} {path} within {timeout_s:g} s; its log may say why") from None
     except httpx.HTTPError as error:
         raise Failed(f"no dialogd answers at {socket} ({error}); start one with: dialogd -c {config.file}") from None
     if response.is_error:

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from dialog_supervisor.config import Config
+from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ready, Report
 from dialog_supervisor.worker import Worker
 from protocol.messages import PROTOCOL_VERSION
@@ -19,14 +20,10 @@ from protocol.messages import PROTOCOL_VERSION
 START_TIMEOUT_S = 60.0  # for the agent's imports
 FORK_TIMEOUT_S = 5.0
 _RESTART_PAUSE_S = 1.0
-_TEMPLATE = ("-m", "dialog_supervisor.template")
+_TEMPLATE = ("-P", "-m", "dialog_supervisor.template")  # -P: nothing is imported from dialogd's own working directory
 
 log = structlog.get_logger("generation")
 _decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
-
-
-class GenerationFailed(Exception):
-    """The agent's code cannot serve calls; the message is for its author."""
 
 
 class NoWorker(Exception):
@@ -34,22 +31,80 @@ class NoWorker(Exception):
 
 
 class Generation:
-    """The agent's code as it was when this generation began, able to fork a worker for a call."""
+    """The agent's code as it was when this generation began, able to fork a worker for a call.
 
-    def __init__(self, config: Config, name: str) -> None:
-        self.name = name
+    Its template runs while the generation is current or has calls; once it is retired, it ends with the last of them.
+    """
+
+    def __init__(self, config: Config, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.began_at = trio.current_time()
         self._config = config
         self._control: socket.socket | None = None
         self._forking: dict[str, _Pending] = {}
         self._workers: dict[int, Worker] = {}
+        self._calls: set[str] = set()
+        self._retired = False
+        self._life: trio.CancelScope | None = None
+        self.ended = trio.Event()  # its template does not run
+        self.ended.set()
+
+    @property
+    def name(self) -> str:
+        """What operators call it: its snapshot's name."""
+        return self.snapshot.name
 
     @property
     def workers(self) -> int:
         """How many workers of this generation are alive."""
         return len(self._workers)
 
+    @property
+    def calls(self) -> int:
+        """How many calls it has, which keep it alive."""
+        return len(self._calls)
+
+    @property
+    def running(self) -> bool:
+        """Whether its template runs, and is not about to end."""
+        return self._life is not None and not self._life.cancel_called
+
+    def hold(self, call_id: str) -> None:
+        """A call begins on this code, and stays on it."""
+        self._calls.add(call_id)
+
+    def let_go(self, call_id: str) -> None:
+        """A call has ended."""
+        self._calls.discard(call_id)
+        self._end_when_idle()
+
+    def promote(self) -> None:
+        """It is the current one: it lives until `retire`."""
+        self._retired = False
+
+    def retire(self) -> None:
+        """No more calls will begin on this code."""
+        self._retired = True
+        self._end_when_idle()
+
+    def _end_when_idle(self) -> None:
+        if self._retired and not self._calls and self._life is not None:
+            self._life.cancel()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a template alive. Raises `GenerationFailed` if its first start fails; later deaths are mended."""
+        """Keep a template alive until `retire` has been called and the last call has ended; may then be run again.
+
+        Raises `GenerationFailed` if its first start fails; later deaths are mended.
+        """
+        self._retired, self.ended = False, trio.Event()
+        try:
+            with trio.CancelScope() as self._life:
+                await self._live(task_status)
+        finally:
+            self._life = None
+            self.ended.set()
+
+    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
         async with self._template() as control:
             task_status.started()
             await self._listen(control)
@@ -71,7 +126,7 @@ class Generation:
         python = str(self._config.file.parent / agent.python) if agent.python else sys.executable
         with ours:
             with theirs:
-                arguments = [str(theirs.fileno()), str(self._config.agent_path.resolve()), agent.entry, self.name]
+                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name]
                 process = await self._spawn([python, *_TEMPLATE, *arguments], theirs.fileno())
             try:
                 await self._ready(ours)
@@ -108,7 +163,7 @@ class Generation:
                     "install the same dialog-supervisor in both"
                 )
             case Failed(reason=reason):
-                raise GenerationFailed(reason)
+                raise GenerationFailed(self.snapshot.as_written(reason))
             case _:
                 raise GenerationFailed("the template process ended before it was ready; its last words are above")
 

@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -23,7 +24,9 @@ from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.config import Config, ConfigError, split_address
 from dialog_supervisor.control.app import Controlled, serve_control
 from dialog_supervisor.generation import Generation
+from dialog_supervisor.generations import Generations
 from dialog_supervisor.http import Listener, Request, Response, Upgrade
+from dialog_supervisor.snapshot import GenerationFailed
 from protocol.messages import Metadata
 
 _BACKLOG = 1024  # connections that the kernel may hold while the loop is busy
@@ -37,7 +40,7 @@ class Supervisor(Controlled):
     def __init__(self, config: Config) -> None:
         self._config = config
         self._calls: dict[str, Call] = {}
-        self._generation = Generation(config, "1")
+        self._generations = Generations(config)
         self._nursery: trio.Nursery | None = None
         self._accepting = False
         self._call_ended = trio.Event()
@@ -49,8 +52,8 @@ class Supervisor(Controlled):
         tls, listening = _tls(self._config), _listen(self._config)
         become_subreaper()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
-            with listening:
-                await nursery.start(self._generation.run)
+            with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
+                await nursery.start(self._generations.run)
                 gateway = TwilioGateway(self._config, self, TwilioRest(self._config.twilio, http))
                 self._listener = Listener(self._config.gateway, partial(self._handle, gateway), tls)
                 await nursery.start(serve_control, self, self._config.control.socket)
@@ -58,6 +61,7 @@ class Supervisor(Controlled):
                     async with trio.open_nursery() as calls:
                         self._nursery, self._accepting = calls, True
                         nursery.start_soon(self._listener.serve, listening)  # who connected before waits in the backlog
+                        nursery.start_soon(self._reload_on, hangups)
                         self._say_ready(listening)
                         await self._until_told_to_stop(signals, calls)
                 nursery.cancel_scope.cancel()
@@ -73,6 +77,11 @@ class Supervisor(Controlled):
         if request.path == "/healthz" and request.method in ("GET", "HEAD"):
             return Response(200, "ok\n") if self._accepting else Response(503, "stopping\n")
         return Response(404, "there is nothing here\n")
+
+    async def _reload_on(self, hangups: AsyncIterator[int]) -> None:
+        async for _ in hangups:
+            with suppress(GenerationFailed):  # logged where it happened
+                await self.reload()
 
     async def _until_told_to_stop(self, signals: AsyncIterator[int], calls: trio.Nursery) -> None:
         """Wait for a signal, end the calls politely, and return; a second signal ends them at once."""
@@ -99,22 +108,25 @@ class Supervisor(Controlled):
         """Begin a call, or return None when none is taken now."""
         if not self._accepting or self._nursery is None:
             return None
+        generation = self._generations.current
         try:
-            call = Call(metadata, make_leg, self._generation, self._config.calls, self._config.transfer)
+            call = Call(metadata, make_leg, generation, self._config.calls, self._config.transfer)
         except OSError as error:
             log.error("a call cannot be taken", call=metadata.call_id, reason=error.strerror, remedy="raise LimitNOFILE")
             return None
         self._calls[call.id] = call
-        self._nursery.start_soon(self._run_call, call)
+        generation.hold(call.id)
+        self._nursery.start_soon(self._run_call, call, generation)
         return call
 
-    async def _run_call(self, call: Call) -> None:
+    async def _run_call(self, call: Call, generation: Generation) -> None:
         try:
             await call.run()
         except Exception:  # a call's boundary: what goes wrong in one must not end the others
             log.exception("call failed", call=call.id)
         finally:
             del self._calls[call.id]
+            generation.let_go(call.id)
             self._call_ended.set()
 
     def find(self, call_id: str) -> Call | None:
@@ -141,11 +153,31 @@ class Supervisor(Controlled):
             "accepting": self._accepting,
             "calls": len(self._calls),
             "states": {state.value: states[state.value] for state in State if state is not State.ENDED},
-            "workers": self._generation.workers,
+            "workers": self._generations.workers,
             "connections": self._listener.connections if self._listener else 0,
             "tasks": trio.lowlevel.current_statistics().tasks_living,
-            "generation": self._generation.name,
+            "generation": self._generations.current.name,
+            "generations": self._generations.describe(),
         }
+
+    def generations(self) -> Sequence[dict[str, Any]]:
+        """Return the versions of the agent's code, the oldest first."""
+        return self._generations.describe()
+
+    async def reload(self) -> dict[str, Any]:
+        """Have the next call use the agent's code as it is now. Raises `GenerationFailed`."""
+        self._refuse_when_stopping("reload")
+        return await self._generations.reload()
+
+    async def rollback(self) -> dict[str, Any]:
+        """Have the next call use the code that was current before. Raises `GenerationFailed`."""
+        self._refuse_when_stopping("rollback")
+        return await self._generations.rollback()
+
+    def _refuse_when_stopping(self, what: str) -> None:
+        if not self._accepting:
+            log.warning(f"no {what}, because dialogd is stopping")
+            raise GenerationFailed(f"dialogd is stopping, and does not {what} any more")
 
 
 def _listen(config: Config) -> socket.socket:

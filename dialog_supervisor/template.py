@@ -180,6 +180,7 @@ def prepare(directory: Path, entry: str) -> tuple[Create, Run]:
     """Import everything that a call needs, so that a fork has it already. Raises what the agent's code raises."""
     worker = importlib.import_module(_WORKER)
     worker.prepare()
+    os.chdir(directory)  # so that a relative path is beside the code, and of the same version
     sys.path.insert(0, str(directory))
     create = load_entry(entry)
     if not callable(create):

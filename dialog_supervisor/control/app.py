@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +20,10 @@ from starlette.routing import Route
 from dialog_supervisor.call import Call
 from dialog_supervisor.config import ConfigError
 from dialog_supervisor.logs import mask
+from dialog_supervisor.snapshot import GenerationFailed
 
 _RESTART_PAUSE_S = 1.0
+_CONFLICT = 409  # nothing is wrong with the request, but with what is to serve
 _KEEP_ALIVE_S = 2.0  # between requests; Hypercorn notices that a client left only when this is over
 
 log = structlog.get_logger("control")
@@ -38,6 +40,15 @@ class Controlled(Protocol):
 
     def find(self, call_id: str) -> Call | None:
         """Return the call of this id, if it has not ended."""
+
+    def generations(self) -> Sequence[dict[str, Any]]:
+        """Return the versions of the agent's code, the oldest first."""
+
+    async def reload(self) -> dict[str, Any]:
+        """Have the next call use the agent's code as it is now. Raises `GenerationFailed`."""
+
+    async def rollback(self) -> dict[str, Any]:
+        """Have the next call use the code that was current before. Raises `GenerationFailed`."""
 
 
 def control_app(controlled: Controlled) -> Starlette:
@@ -69,6 +80,18 @@ def control_app(controlled: Controlled) -> Starlette:
         call.end("hung up by the operator")
         return JSONResponse(describe(call))
 
+    async def generations(_: Request) -> Response:
+        return JSONResponse(controlled.generations())
+
+    def swap(how: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(_: Request) -> Response:
+            try:
+                return JSONResponse(await how())
+            except GenerationFailed as error:
+                return JSONResponse({"error": str(error)}, _CONFLICT)
+
+        return answer
+
     return Starlette(
         routes=[
             Route("/status", status),
@@ -76,6 +99,9 @@ def control_app(controlled: Controlled) -> Starlette:
             Route("/calls/{call_id}", one_call),
             Route("/calls/{call_id}/events", events),
             Route("/calls/{call_id}/hangup", hangup, methods=["POST"]),
+            Route("/generations", generations),
+            Route("/reload", swap(controlled.reload), methods=["POST"]),
+            Route("/rollback", swap(controlled.rollback), methods=["POST"]),
         ]
     )
 

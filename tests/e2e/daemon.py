@@ -17,6 +17,7 @@ import httpx
 import trio
 
 DIALOGD = Path(sys.executable).with_name("dialogd")
+DIALOGCTL = DIALOGD.with_name("dialogctl")
 ACCOUNT_SID = "AC" + "5" * 32
 AUTH_TOKEN = "the-carriers-secret"
 PUBLIC_URL = "http://voice.test"  # resolved nowhere: clients connect to the address that dialogd logs
@@ -131,6 +132,78 @@ def create(voip: VoIP) -> Agent:
 '''
 
 
+RECORDER = '''
+"""An echo that has Twilio record and transcribe as the caller's keys say, and tells of everything that it is told."""
+
+from dialog_worker import Agent, Media, Message, RequestFailed, VoIP
+
+
+class Recorder(Agent):
+    """Says back whatever it hears."""
+
+    def on_media(self, media: Media) -> None:
+        self.voip.post(Message("echo", media.payload))
+
+    async def on_dtmf(self, dtmf) -> None:
+        voip = self.voip
+        ask = {
+            "1": voip.start_recording,
+            "2": lambda: voip.start_recording(download=True),
+            "3": voip.pause_recording,
+            "4": voip.resume_recording,
+            "5": voip.stop_recording,
+            "6": voip.remove_recording,
+            "7": lambda: voip.start_transcript(partial_results=True),
+            "8": voip.stop_transcript,
+            "9": lambda: voip.hangup(after_playout=False),
+            "*": lambda: voip.transfer_to("+15557654321", after_playout=False),
+        }[dtmf.digit]
+        try:
+            await ask()
+            voip.trace("granted", dtmf.digit)
+        except RequestFailed as error:
+            failure = error.failure
+            numbers = {"code": str(failure.code), "status": str(failure.status)}
+            voip.trace("failed", failure.message, {"kind": failure.kind, **numbers})
+
+    async def on_recording_url(self, recording) -> None:
+        self.voip.trace("recording", recording.path, {"url": recording.url, "channels": str(recording.channels)})
+
+    async def on_recording_status(self, status) -> None:
+        self.voip.trace("recording_status", status.status, status.fields)
+
+    async def on_transcript(self, transcript) -> None:
+        self.voip.trace("transcript", transcript.text, {"track": transcript.track, "final": str(transcript.final)})
+
+    async def on_transcript_status(self, status) -> None:
+        self.voip.trace("transcript_status", status.status, {"code": str(status.code)})
+
+    async def on_stream_status(self, status) -> None:
+        self.voip.trace("stream_status", status.status, {"message": status.message})
+
+    async def on_call_status(self, status) -> None:
+        self.voip.trace("call_status", status.status, status.fields)
+
+    async def on_time_limit(self, limit) -> None:
+        self.voip.trace("time_limit", str(limit.remaining_s))
+        self.voip.post(Message("goodbye", b"\\x7f" * 800, done=True))
+
+    async def on_streaming_stopped(self, stopped) -> None:
+        self.voip.trace("streaming_stopped", stopped.reason)
+
+    async def on_error(self, error) -> None:
+        self.voip.trace("error", error.code)
+
+    async def on_shutdown(self, shutdown) -> None:
+        self.voip.trace("shutdown", shutdown.reason)
+
+
+def create(voip: VoIP) -> Agent:
+    """Make the agent of one call."""
+    return Recorder(voip=voip)
+'''
+
+
 def write_agent(directory: Path, source: str) -> Path:
     """Write an agent's code and return its directory."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -231,6 +304,13 @@ class Dialogd:
             response = await client.request(method, path)
             return response.raise_for_status().json()
 
+    async def ctl(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run `dialogctl` with this process's configuration, and return its exit code and what it wrote."""
+        command = [str(DIALOGCTL), "-c", str(self.config), *arguments]
+        environ = os.environ | {"TWILIO_AUTH_TOKEN": AUTH_TOKEN}
+        done = await trio.run_process(command, env=environ, capture_stdout=True, capture_stderr=True, check=False)
+        return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
     async def steps(self, call_id: str, count: int = 1, **wanted: str) -> list[dict[str, Any]]:
         """Return the first `count` steps of a call that have these values, as soon as there are so many."""
         return await trio.to_thread.run_sync(self._watch, call_id, count, wanted)
@@ -252,6 +332,18 @@ class Dialogd:
     async def step(self, call_id: str, **wanted: str) -> dict[str, Any]:
         """Return the first step of a call that has these values, as soon as there is one."""
         return (await self.steps(call_id, 1, **wanted))[0]
+
+    async def watch(self, call_id: str, task_status: trio.TaskStatus[list[dict[str, Any]]]) -> None:
+        """Have a list of all steps of a call; it grows until the call is over, and this returns then."""
+        steps: list[dict[str, Any]] = []
+        transport = httpx.AsyncHTTPTransport(uds=str(self.directory / "control.sock"))
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client,
+            client.stream("GET", f"/calls/{call_id}/events") as response,
+        ):
+            task_status.started(steps)
+            async for line in response.aiter_lines():
+                steps.append(json.loads(line))
 
     async def ended(self, call_id: str) -> LogLine:
         """Wait until a call is over and return the line of the log that says so."""

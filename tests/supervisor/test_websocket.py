@@ -259,7 +259,11 @@ async def test_whatever_follows_stop_is_ignored(dialogd: Dialogd, call: PhoneCal
     assert (await dialogd.ended(call.sid))["reason"] == "the carrier stopped the stream"
 
 
-@pytest.mark.parametrize("sent", [b"", frame(TEXT, b"{")[:3], text(CONNECTED), frame(TEXT, b"x", fin=False)])
+@pytest.mark.parametrize(
+    "sent",
+    [b"", frame(TEXT, b"{")[:3], text(CONNECTED), frame(TEXT, b"x", fin=False)],
+    ids=["at once", "in a frame", "after a message", "in a message"],
+)
 async def test_a_socket_may_vanish_at_any_stage(dialogd: Dialogd, call: PhoneCall, sent: bytes) -> None:
     async with media_socket(dialogd, call) as wire:
         await wire.send(sent)
