@@ -134,7 +134,7 @@ class Call:
         """The carrier says that its stream is no more. `gone`: nor is the caller."""
         if gone:
             self._fallback = False
-            self.end("the caller hung up", released=True)
+            self.end(self._requests.parting or "the caller hung up", released=True)
         else:
             self.leg.release()
 
@@ -178,7 +178,9 @@ class Call:
     async def _limit_length(self) -> None:
         """End a call that has reached its permitted length, after time to say goodbye."""
         limit, farewell = self._config.max_duration, min(self._config.farewell_time, self._config.max_duration)
-        await trio.sleep_until(self.started_at + limit - farewell)
+        with trio.move_on_at(self.started_at + limit - farewell):
+            await self._over.wait()
+            return
         log.warning("the call has reached its permitted length", remaining_s=farewell, max_duration=limit)
         self._tell(TimeLimit(farewell))
         await trio.sleep_until(self.started_at + limit)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 
 import trio
@@ -34,7 +34,7 @@ async def keep(content: AbstractAsyncContextManager[AsyncIterator[bytes]], path:
     except OSError as error:
         raise NotKept(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), suppress(OSError):  # which was told of already, or the file is whole
             await trio.Path(partial).unlink(missing_ok=True)
     return path
 

@@ -351,10 +351,18 @@ class Agent:
             await self._happen.send(event)
 
     async def _handled(self, shutdown: Shutdown) -> None:
-        with trio.move_on_after(max(0.0, shutdown.deadline_s - _LEAVE_EARLY_S)):
-            await self._happen.send(shutdown)
-            await self._happen.aclose()
-            await self._all_handled.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_on)
+            with trio.move_on_after(max(0.0, shutdown.deadline_s - _LEAVE_EARLY_S)):
+                await self._happen.send(shutdown)
+                await self._happen.aclose()
+                await self._all_handled.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _read_on(self) -> None:
+        """Have the line read, so that what a last handler asks for is answered; nothing else is to come."""
+        async for _ in self.voip:
+            pass
 
     async def _handle(self) -> None:
         async for event in self._happened:

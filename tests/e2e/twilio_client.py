@@ -146,6 +146,11 @@ class PhoneCall:
             self.document = following
         return following
 
+    async def report(self, about: str, **fields: str) -> httpx.Response:
+        """Have Twilio report on this call's "recording", "transcript", "stream" or "status"."""
+        known = {"CallSid": self.sid, "AccountSid": ACCOUNT_SID}
+        return await self._twilio.post(f"{self._twilio.public_url}/twilio/{about}", known | fields)
+
     @property
     def stream_url(self) -> str:
         """The URL of the stream that the TwiML asks for."""

@@ -300,3 +300,51 @@ def test_the_agent_gets_nothing_that_systemd_gave_the_supervisor(write: Write) -
 def test_the_token_cannot_be_written_into_the_agents_environment(write: Write) -> None:
     said = refusal(write('[agent.env]\nSMS_TOKEN = "env:TWILIO_AUTH_TOKEN"'))
     assert said == "agent.env.SMS_TOKEN: holds twilio.auth_token, which agent code must not have; remove it"
+
+
+# Recordings
+
+
+def test_recordings_go_beside_the_file(write: Write, tmp_path: Path) -> None:
+    assert load(write(), ENVIRON).recordings.directory == tmp_path / "recordings"
+
+
+def test_recordings_go_where_systemd_keeps_a_services_state(write: Write) -> None:
+    environ = ENVIRON | {"STATE_DIRECTORY": "/var/lib/dialog:/var/lib/other"}
+    assert load(write(), environ).recordings.directory == Path("/var/lib/dialog/recordings")
+
+
+def test_recordings_go_where_the_file_says(write: Write, tmp_path: Path) -> None:
+    environ = ENVIRON | {"STATE_DIRECTORY": "/var/lib/dialog"}
+    assert load(write('[recordings]\ndirectory = "kept"'), environ).recordings.directory == tmp_path / "kept"
+
+
+def test_recordings_are_wav_files_unless_told_otherwise(write: Write) -> None:
+    assert load(write(), ENVIRON).recordings.format == "wav"
+    assert load(write('[recordings]\nformat = "mp3"'), ENVIRON).recordings.format == "mp3"
+
+
+def test_where_recordings_go_changes_nothing_else_of_their_table(write: Write) -> None:
+    assert load(write("[recordings]\nsize_limit = 5"), ENVIRON).recordings.size_limit == 5
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ('[recordings]\nformat = "ogg"', "recordings.format = 'ogg': is none of wav, mp3"),
+        ("[recordings]\nsize_limit = 0", "recordings.size_limit = 0: "),
+        ('[recordings]\ndirectory = ""', "recordings.directory = '': a path is missing"),
+        ("[recordings]\ndirectory = 5", "recordings.directory = 5: expected `str`"),
+        ('[recordings]\nfolder = "here"', "recordings.folder is not a known key; known here: directory, format, size_limit"),
+        ("[calls]\ncallbacks_timeout = 0", "calls.callbacks_timeout = 0: "),
+        ("[calls]\nfarewell_time = -1", "calls.farewell_time = -1: "),
+        ("[calls]\ncallback_timeout = 5", "calls.callback_timeout is not a known key; did you mean 'callbacks_timeout'?"),
+    ],
+)
+def test_a_mistake_about_recordings_or_calls_is_named(write: Write, table: str, reason: str) -> None:
+    assert refusal(write(table)).startswith(reason)
+
+
+def test_what_a_call_is_given_after_its_conversation_is_configured(write: Write) -> None:
+    calls = load(write("[calls]\ncallbacks_timeout = 7\nfarewell_time = 3.5"), ENVIRON).calls
+    assert (calls.callbacks_timeout, calls.farewell_time) == (7, 3.5)

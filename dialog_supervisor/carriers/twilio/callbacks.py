@@ -4,12 +4,15 @@ Sources: Twilio docs, "Call resource" (status and recording callbacks), TwiML <S
 transcription callbacks, which are documented in part, live captures. Unknown fields are passed over.
 """
 
+import re
 from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
 
 from protocol.messages import CallStatus, RecordingStatus, RecordingUrl, StreamStatus, Transcript, TranscriptStatus
+
+_DECIMAL = re.compile(r"[0-9]{1,15}(\.[0-9]{0,30})?|\.[0-9]{1,30}")  # single precision, widened, has many places
 
 OVER = ("completed", "busy", "failed", "no-answer", "canceled")  # a call's last states
 
@@ -45,7 +48,7 @@ def transcript(fields: Mapping[str, str]) -> Transcript | TranscriptStatus:
 def _content(fields: Mapping[str, str]) -> Transcript:
     try:
         data = msgspec.json.decode(fields.get("TranscriptionData", ""), type=_TranscriptionData)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise Malformed(f"TranscriptionData cannot be read: {error}") from None
     return Transcript(
         data.transcript,
@@ -94,5 +97,4 @@ def _number(text: str) -> int | None:
 
 
 def _decimal(text: str) -> float | None:
-    whole, _, part = text.partition(".")
-    return float(text) if _number(whole or "0") is not None and _number(part or "0") is not None and text else None
+    return float(text) if _DECIMAL.fullmatch(text) else None

@@ -178,10 +178,11 @@ class TwilioGateway:
         if call is None:
             log.info("a report on a call that is over", about=about, call=form.get("CallSid", ""))
             return Response(204)
-        try:
-            call.leg.callback(about, dict(form))
-        except callbacks.Malformed as error:
-            log.warning("a report cannot be read", about=about, call=call.id, reason=str(error))
+        with structlog.contextvars.bound_contextvars(call=call.id):
+            try:
+                call.leg.callback(about, dict(form))
+            except callbacks.Malformed as error:
+                log.warning("a report cannot be read", about=about, reason=str(error))
         if about == "status" and form.get("CallStatus", "") in callbacks.OVER:
             call.stream_ended(gone=True)
         return Response(204)

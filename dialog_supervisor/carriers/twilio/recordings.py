@@ -31,21 +31,24 @@ class Recordings:
         self._callback_url = callback_url
         self._current = ""  # under way
         self._last = ""
+        self._stopped: set[str] = set()  # a report that one has begun may come after that
+        self._changing = trio.Lock()  # two requests at a time would each find what the other is about to change
         self._wanted: set[str] = set()  # to be copied here
         self._finished: set[str] = set()
         self._download, self._downloads = trio.open_memory_channel[RecordingUrl](_DOWNLOADS)
 
     async def start(self, request: StartRecording) -> None:
         """Begin to record. Raises `CarrierError`."""
-        if self._current:
-            raise CarrierError(f"recording {self._current} is under way; stop it before another begins")
-        sid = await self._rest.start_recording(self._call_sid, request, self._callback_url)
-        if request.download:
-            self._wanted.add(sid)
-        self._begun(sid)
+        async with self._changing:
+            if self._current:
+                raise CarrierError(f"recording {self._current} is under way; stop it before another begins")
+            sid = await self._rest.start_recording(self._call_sid, request, self._callback_url)
+            if request.download:
+                self._wanted.add(sid)
+            self._begun(sid)
 
     def _begun(self, sid: str) -> None:
-        if sid not in self._finished:
+        if sid not in self._finished | self._stopped:
             self._current = self._last = sid
             self._leg.owe(sid)
 
@@ -59,19 +62,25 @@ class Recordings:
 
     async def stop(self) -> None:
         """End the recording; its callback follows. Raises `CarrierError`."""
-        await self._rest.change_recording(self._call_sid, self._under_way(), "stopped")
+        async with self._changing:
+            await self._stop(self._under_way())
+
+    async def _stop(self, sid: str) -> None:
+        await self._rest.change_recording(self._call_sid, sid, "stopped")
+        self._stopped.add(sid)
         self._current = ""
 
     async def remove(self) -> None:
         """Delete the last recording at Twilio. Raises `CarrierError`."""
-        if not self._last:
-            raise CarrierError("there is no recording of this call to be removed")
-        if self._current:
-            await self.stop()
-        await self._rest.remove_recording(self._last)
-        self._finished.add(self._last)
-        self._leg.paid(self._last)
-        self._last = ""
+        async with self._changing:
+            if not self._last:
+                raise CarrierError("there is no recording of this call to be removed")
+            if self._current:
+                await self._stop(self._current)
+            await self._rest.remove_recording(self._last)
+            self._finished.add(self._last)
+            self._leg.paid(self._last)
+            self._last = ""
 
     def _under_way(self) -> str:
         if not self._current:
@@ -139,25 +148,30 @@ class Transcription:
         self._rest = rest
         self._callback_url = callback_url
         self._current = ""
-        self._over: set[str] = set()
+        self._last = ""
+        self._over: set[str] = set()  # stopped; a report that one has begun may come after that
+        self._changing = trio.Lock()
 
     async def start(self, request: StartTranscript) -> None:
         """Begin to transcribe. Raises `CarrierError`."""
-        if self._current:
-            raise CarrierError(f"transcription {self._current} is under way; stop it before another begins")
-        self._begun(await self._rest.start_transcription(self._call_sid, request, self._callback_url))
+        async with self._changing:
+            if self._current:
+                raise CarrierError(f"transcription {self._current} is under way; stop it before another begins")
+            self._begun(await self._rest.start_transcription(self._call_sid, request, self._callback_url))
 
     def _begun(self, sid: str) -> None:
-        if sid not in self._over:
-            self._current = sid
+        if sid and sid not in self._over:
+            self._current = self._last = sid
             self._leg.owe(sid)
 
     async def stop(self) -> None:
         """End the transcription; its last callback follows. Raises `CarrierError`."""
-        if not self._current:
-            raise CarrierError("no transcription of this call is under way")
-        await self._rest.stop_transcription(self._call_sid, self._current)
-        self._current = ""
+        async with self._changing:
+            if not (sid := self._current):
+                raise CarrierError("no transcription of this call is under way")
+            await self._rest.stop_transcription(self._call_sid, sid)
+            self._over.add(sid)
+            self._current = ""
 
     def callback(self, fields: Mapping[str, str]) -> None:
         """Take Twilio's report on a transcription."""
@@ -172,7 +186,8 @@ class Transcription:
     def _ended(self, report: TranscriptStatus) -> None:
         if report.status == "failed":
             log.warning("transcription failed", transcription=report.sid, code=report.code, reason=report.message)
-        self._over.add(report.sid)
-        if self._current == report.sid:
+        sid = report.sid or self._last  # whether the report of an end has a sid is documented for its beginning alone
+        self._over.add(sid)
+        if self._current == sid:
             self._current = ""
-        self._leg.paid(report.sid)
+        self._leg.paid(sid)

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import trio
-from twilio.base.exceptions import TwilioException, TwilioRestException
+from twilio.base.exceptions import TwilioException, TwilioRestException, TwilioServiceException
 from twilio.rest import Client
 from twilio.twiml.voice_response import Dial, VoiceResponse
 
@@ -85,7 +85,7 @@ class TwilioRest:
                 recording_status_callback_method="POST",
                 recording_status_callback_event=_RECORDING_EVENTS,
             )
-        return str(recording.sid)
+        return self._sid(recording.sid)
 
     async def change_recording(self, call_sid: str, sid: str, status: str, pause_behavior: str = "") -> None:
         """Have a recording "paused", "in-progress" again, or "stopped"."""
@@ -104,24 +104,24 @@ class TwilioRest:
         url = url.replace(PRODUCTION_URL, self._url, 1)
         if not url.startswith(f"{self._url}/"):
             raise CarrierError(f"the recording is said to be at {url}, which is not Twilio's API at {self._url}")
-        request = self._http.build_request("GET", url, timeout=self._timeout_s)
-        with self._errors():
-            response = await self._media(request)
+        with self._reached():
+            response = await self._media(self._http.build_request("GET", url, timeout=self._timeout_s))
             try:
                 yield response.aiter_bytes()
             finally:
                 await response.aclose()
 
     async def _media(self, request: httpx.Request) -> httpx.Response:
-        for attempt in range(_MEDIA_ATTEMPTS):
+        attempt = 0
+        while True:
             response = await self._http.send(request, auth=self._auth, stream=True, follow_redirects=True)
             if response.is_success:
                 return response
             await response.aclose()
-            if response.status_code not in _MEDIA_PASSING:
-                break
-            await trio.sleep(_MEDIA_BACKOFF_S * 2**attempt)
-        raise CarrierError(f"Twilio answered {response.status_code} for the recording", status=response.status_code)
+            attempt += 1
+            if response.status_code not in _MEDIA_PASSING or attempt == _MEDIA_ATTEMPTS:
+                raise CarrierError(f"Twilio answered {response.status_code} for the recording", status=response.status_code)
+            await trio.sleep(_MEDIA_BACKOFF_S * 2 ** (attempt - 1))
 
     # Transcriptions
 
@@ -138,26 +138,41 @@ class TwilioRest:
                 status_callback_method="POST",
                 **model,
             )
-        return str(transcription.sid)
+        return self._sid(transcription.sid)
 
     async def stop_transcription(self, call_sid: str, sid: str) -> None:
         """Transcribe no more."""
         with self._errors():
             await self._client.calls(call_sid).transcriptions(sid).update_async(status="stopped")
 
+    def _sid(self, sid: str | None) -> str:
+        if not sid:
+            raise CarrierError(f"Twilio's API at {self._url} answered without a sid")
+        return sid
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Inside, whatever Twilio, its library or the way there has to complain of becomes a `CarrierError`."""
         try:
-            yield
+            with self._reached():
+                yield
         except TwilioRestException as error:
-            raise CarrierError(
-                f"Twilio answered {error.status}: {error.msg}", code=error.code, status=error.status
-            ) from error
+            code = None if error.code == error.status else error.code  # what the library puts where Twilio gave no code
+            raise CarrierError(f"Twilio answered {error.status}: {error.msg}", code=code, status=error.status) from error
+        except TwilioServiceException as error:
+            said = ": ".join(filter(None, (error.title, error.detail)))
+            raise CarrierError(f"Twilio answered {error.status}: {said}", code=error.code, status=error.status) from error
         except TwilioException as error:
             raise CarrierError(f"Twilio: {error}") from error
-        except httpx.HTTPError as error:
+        except (ValueError, TypeError, AttributeError) as error:  # the library takes every answer for a JSON object
+            reason = f"Twilio's API at {self._url} answered something else than a JSON object: {error}"
+            raise CarrierError(reason) from error
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Inside, what goes wrong on the way becomes a `CarrierError`."""
+        try:
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise CarrierError(f"Twilio's API at {self._url} cannot be reached: {reason}") from error
-        except ValueError as error:
-            raise CarrierError(f"Twilio's API at {self._url} answered something else than JSON: {error}") from error
