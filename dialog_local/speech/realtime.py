@@ -246,6 +246,11 @@ def error(refused: Refused, answers: str | None = None) -> str:
     return event("error", error={"type": "invalid_request_error", **fields})
 
 
+def denial(code: str, message: str) -> dict[str, Any]:
+    """What a refused upgrade says."""
+    return {"error": {"type": "invalid_request_error", "code": code, "message": message, "param": None}}
+
+
 def new_item_id() -> str:
     """An id for the next item."""
     return f"item_{uuid4().hex}"[:LONGEST_ITEM_ID]

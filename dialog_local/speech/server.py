@@ -8,18 +8,22 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve as serve_asgi
+from hypercorn.trio.worker_context import WorkerContext
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from dialog_local.brain.completions import FIRST_TOKEN_MS, Completions, models
+from dialog_local.misbehaviour.asgi import PREFIX, Misbehaviour, MisbehaviourMiddleware
+from dialog_local.speech.connection import Connection
 from dialog_local.speech.dictation import transcribe_live
 from dialog_local.speech.listen import Ear, listen, transcribe_recording
 from dialog_local.speech.models import Moonshine, Piper
@@ -71,6 +75,7 @@ class Speech:
         async def healthz(_request: Request) -> Response:
             return JSONResponse({"ready": self.ready}, 200 if self.ready else 503)
 
+        misbehaviour = Misbehaviour()
         return Starlette(
             routes=[
                 WebSocketRoute("/v1/listen", live),
@@ -82,7 +87,9 @@ class Speech:
                 Route("/v1/chat/completions", completions.chat, methods=["POST"]),
                 Route("/v1/models", models),
                 Route("/healthz", healthz),
+                Route(PREFIX, misbehaviour.control, methods=["GET", "POST", "DELETE"]),
             ],
+            middleware=[Middleware(MisbehaviourMiddleware, misbehaviour)],
             exception_handlers={ClientDisconnect: _gone},
         )
 
@@ -125,10 +132,16 @@ async def serve(
 
 
 async def serve_app(app: Starlette, listener: socket.socket, stop: Callable[[], Awaitable[None]]) -> None:
-    """Serve an application on a listening socket until `stop` returns."""
+    """Serve an application on a listening socket, which becomes the server's own, until `stop` returns."""
     config = Config()
     config.loglevel = "ERROR"
-    config.graceful_timeout = SHUTDOWN_SECONDS
-    config.bind = [f"fd://{listener.detach()}"]
-    # Hypercorn types an application's messages more narrowly than Starlette does.
-    await serve_asgi(app, config, shutdown_trigger=stop)  # type: ignore[arg-type]
+    context = WorkerContext(None)
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+            handler = partial(Connection, app, config, context)
+            accepting.start_soon(partial(trio.serve_listeners, handler, listeners, handler_nursery=connections))
+            await stop()
+            accepting.cancel_scope.cancel()
+        await context.terminated.set()  # ends connections without a request at once
+        connections.cancel_scope.deadline = trio.current_time() + SHUTDOWN_SECONDS

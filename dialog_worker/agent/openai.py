@@ -281,9 +281,9 @@ class OpenAIAgent(Agent):
     async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncStream[ChatCompletionChunk]) -> None:
         sentences = Sentences()
         patience_s = math.inf  # for the first chunk, the client's own timeout counts
-        while (chunk := await _next_chunk(stream, patience_s)) is not None:
+        while (text := await _next_text(stream, answer, patience_s)) is not None:
             patience_s = CHUNK_TIMEOUT_S
-            for sentence in sentences.feed(answer.feed(chunk)):
+            for sentence in sentences.feed(text):
                 utterance.say(sentence)
             if answer.finish_reason is not None:  # the stream's own end may come 100 ms later
                 break
@@ -343,11 +343,20 @@ def _client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
         raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
 
 
-async def _next_chunk(stream: AsyncStream[ChatCompletionChunk], patience_s: float) -> ChatCompletionChunk | None:
-    """Return a stream's next chunk, or None at its end. Raises `APITimeoutError` when it does not come in time."""
+async def _next_text(stream: AsyncStream[ChatCompletionChunk], answer: Answer, patience_s: float) -> str | None:
+    """Take a stream's next chunk into the answer and return the text in it, or None at the stream's end.
+
+    Raises `APITimeoutError` when it does not come in time, and `APIConnectionError` when it cannot be read: the SDK checks
+    nothing, and lets such errors pass for ours.
+    """
+    request = stream.response.request
     with trio.move_on_after(patience_s):
-        return await anext(stream, None)
-    raise openai.APITimeoutError(stream.response.request)
+        try:
+            chunk = await anext(stream, None)
+            return None if chunk is None else answer.feed(chunk)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise openai.APIConnectionError(message=f"the answer cannot be read: {error}", request=request) from error
+    raise openai.APITimeoutError(request)
 
 
 def _explain(error: openai.APIError) -> str:

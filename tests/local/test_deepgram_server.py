@@ -13,6 +13,7 @@ import trio
 from moonshine_voice.utils import get_assets_path
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection
 
+from dialog_local.brain.offered import Tool
 from dialog_local.brain.receptionist import Call, ChatMessage, answer
 from tests.local.sockets import (
     BOOKING,
@@ -85,7 +86,7 @@ async def test_a_human_voice_is_recognised(server: str) -> None:
 
 async def test_a_spoken_booking_makes_the_brain_book(server: str, spoken_booking: bytes) -> None:
     messages = await hear(server, spoken_booking)
-    reply = answer([ChatMessage("user", heard(messages))], ["book_table"])
+    reply = answer([ChatMessage("user", heard(messages))], [Tool("book_table")])
     assert reply == Call("book_table", {"people": 2, "time": "19:30"})
 
 

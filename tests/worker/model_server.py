@@ -8,7 +8,7 @@ from typing import Any
 import h11
 import trio
 
-Script = list[dict[str, Any] | float]  # deltas, and seconds to wait between them
+Script = list[dict[str, Any] | float | bytes]  # deltas, seconds to wait between them, and what is no delta
 
 
 def text(*pieces: str | float, finish: str = "stop") -> Script:
@@ -73,6 +73,8 @@ class ModelServer:
         for step in script:
             if isinstance(step, float):
                 await trio.sleep(step)
+            elif isinstance(step, bytes):
+                await send(connection.send(h11.Data(data=b"data: " + step + b"\n\n")) or b"")
             else:
                 await send(connection.send(h11.Data(data=_chunk(step))) or b"")
         await send(connection.send(h11.Data(data=b"data: [DONE]\n\n")) or b"")

@@ -58,6 +58,15 @@ async def test_a_model_that_fails_twice_is_apologised_for_and_asked_again_in_the
         assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize("garbage", [b"<html>", b'{"choices": 5}', b'{"choices": [{"delta": 7}]}', b"[]"])
+async def test_a_chunk_that_cannot_be_read_is_a_failure_like_others(garbage: bytes) -> None:
+    async with model_server() as server:
+        server.scripts = [[garbage], text("Yes.")]
+        async with scripted_call(Desk(server)) as call:
+            await call.caller_says("hello")
+            assert await call.next_said() == "Yes."
+
+
 async def test_after_three_failed_turns_the_caller_is_handed_to_the_fallback() -> None:
     async with model_server() as server:
         server.scripts = [500] * 6
