@@ -28,7 +28,7 @@ class Utterance:
         self.tts = tts
         self.resumed = 0
         self._audio_posted = False
-        self._audio_ms = 0
+        self._audio_bytes = 0
         self._resumed_at_ms = 0
         self._words: list[Word] = []
         self._voip = voip
@@ -69,7 +69,11 @@ class Utterance:
     def voiced(self, audio: bytes) -> None:
         """Its next audio is on the way to the caller."""
         self._audio_posted = True
-        self._audio_ms += len(audio) // _BYTES_PER_MS
+        self._audio_bytes += len(audio)
+
+    @property
+    def _audio_ms(self) -> int:
+        return self._audio_bytes // _BYTES_PER_MS
 
     def timed(self, words: tuple[Word, ...]) -> None:
         """When its next words are said, counted from where its present voice began."""

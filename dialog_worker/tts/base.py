@@ -1,9 +1,11 @@
 """What an agent expects of text to speech, whoever provides it.
 
 The text of one utterance comes in pieces that share a uuid; the last has `done`. Its audio leaves as `Message[bytes]` with
-the same uuid, and each utterance whose text was `done` ends in exactly one audio message with `done` (which may be empty),
-also when the provider failed or fell silent: a `ProviderError` then precedes it. After `abort` nothing more of it is
-emitted.
+the same uuid, and its words as `WordTimings`, each as soon as its audio has left. An utterance ends in exactly one audio
+message with `done` (which may be empty): when all of its text is said, or at once when the provider failed or fell silent.
+A `ProviderError` with its uuid then precedes that message, what was emitted before is what was said, and the rest of its
+text is ignored. After a fatal `ProviderError`, which comes first, all utterances end so. After `abort` nothing more of one
+is emitted.
 """
 
 from abc import abstractmethod

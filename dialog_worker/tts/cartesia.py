@@ -10,25 +10,16 @@ from typing import Any
 import msgspec
 import trio
 from msgspec import Struct
-from trio_websocket import ConnectionClosed
 
-from dialog_worker.provider import (
-    GIVE_UP_S,
-    ConfigurationError,
-    Connection,
-    Decoder,
-    Endpoint,
-    ProviderSocket,
-    find_key,
-    find_url,
-)
-from dialog_worker.tts.base import TTS
-from dialog_worker.tts.contexts import Cancel, Contexts, Line
-from protocol.messages import Message
+from dialog_worker.provider import GIVE_UP_S, ConfigurationError, Connection, Decoder, Endpoint, find_key, find_url
+from dialog_worker.tts.contexts import QUEUE_LIMIT, TIMEOUT_S, Cancel, Limits, Line
+from dialog_worker.tts.streaming import StreamingTTS
 
 URL = "wss://api.cartesia.ai/tts/websocket"
 VERSION = "2026-08-14"  # of Cartesia's API; sent as a header
 BYTES_PER_SAMPLE = {"pcm_mulaw": 1, "pcm_alaw": 1, "pcm_s16le": 2, "pcm_f32le": 4}
+CROWDED = "concurrency_limited"  # more contexts than the subscription has: another call may end one at any moment
+TOO_MANY_REQUESTS = 429  # its HTTP status, all there was in versions before 2026-03-01
 CONTEXT_IDLE_S = 0.7  # a context expires 1 s after its last audio; the rest is for the way there
 
 
@@ -72,13 +63,15 @@ class Failure(Incoming, frozen=True, tag="error"):
     status_code: int | None = None
 
 
-class CartesiaTTS(TTS):
+class CartesiaTTS(StreamingTTS[Incoming]):
     """Cartesia for one call. The key comes from `api_key` or CARTESIA_API_KEY, the URL from `url` or CARTESIA_URL.
 
     `voice`: the id of a voice. `speed` 0.6 to 1.5, `volume` 0.5 to 2 and `emotion` apply where the model has them.
-    `timeout_s`: a complete utterance that is silent for so long is ended with a `ProviderError`.
     `max_buffer_delay_ms`: how long Cartesia waits for more text; 0, because an agent posts whole sentences.
-    Raises `ConfigurationError` for a missing key or voice, a bad URL or an unknown encoding.
+    `timeout_s`: an utterance whose text is complete, or ends a sentence, and that is silent for so long is ended with a
+    `ProviderError` of code timeout. `queue_size_limit`: pieces of text posted and not yet spoken; the one beyond ends its
+    utterance with queue_full.
+    Raises `ConfigurationError` for a missing key or voice, a bad URL, an unknown encoding, or limits below 1 piece or 0 s.
     """
 
     def __init__(
@@ -98,11 +91,11 @@ class CartesiaTTS(TTS):
         max_buffer_delay_ms: int = 0,
         add_timestamps: bool = True,
         version: str = VERSION,
-        timeout_s: float = 5.0,
+        timeout_s: float = TIMEOUT_S,
+        queue_size_limit: int = QUEUE_LIMIT,
         context_idle_s: float = CONTEXT_IDLE_S,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
-        super().__init__()
         if encoding not in BYTES_PER_SAMPLE:
             raise ConfigurationError(f"encoding={encoding!r}: choose one of {', '.join(BYTES_PER_SAMPLE)}")
         if not voice:
@@ -128,56 +121,12 @@ class CartesiaTTS(TTS):
             "add_timestamps": add_timestamps,
             **({"generation_config": tone} if tone else {}),
         }
+        limits = Limits(timeout_s, queue_size_limit, hesitation_s=max_buffer_delay_ms / 1000, idle_s=context_idle_s)
         decoder = Decoder[Incoming](Chunk, Timestamps, Done, Failure)
-        self._socket = ProviderSocket(endpoint, decoder, self.emit, give_up_s=give_up_s)
-        rate = sample_rate * BYTES_PER_SAMPLE[encoding]
-        self._contexts = Contexts("Cartesia", rate, timeout_s=timeout_s, idle_s=context_idle_s)
-        self._changed = trio.lowlevel.ParkingLot()
+        super().__init__(endpoint, decoder, sample_rate * BYTES_PER_SAMPLE[encoding], limits, give_up_s)
 
-    def post(self, message: Message[str]) -> None:
-        """Say `message.data`; whole sentences sound best, and begin at once."""
-        self._contexts.post(message, trio.current_time())
-        self._changed.unpark_all()
-
-    def abort(self, uuid: str) -> None:
-        """Stop this utterance; emit nothing more of it."""
-        self._contexts.abort(uuid, trio.current_time())
-        self._changed.unpark_all()
-
-    async def run(self) -> None:
-        """Hold a connection and speak until cancelled; after a fatal `ProviderError` every utterance ends at once."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._speak)
-            self._contexts.give_up(await self._socket.serve(self._session))
-            self._changed.unpark_all()
-
-    async def _speak(self) -> None:
-        """Tell the agent what is ready; the only task that does, so that the order is the queue's."""
-        while True:
-            while event := self._contexts.next_event(trio.current_time()):
-                await self.emit(event)
-            with trio.move_on_at(self._contexts.deadline()):
-                await self._changed.park()
-
-    async def _session(self, connection: Connection[Incoming]) -> None:
-        """One connection. An idle one that Cartesia closes (after 5 min) is replaced at once, so that one is always warm."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, connection)
-                while True:
-                    await self._understand(await connection.receive())
-        except* ConnectionClosed:
-            if self._contexts.busy:
-                raise
-        finally:
-            self._contexts.disconnected(trio.current_time())
-            self._changed.unpark_all()
-
-    async def _send(self, connection: Connection[Incoming]) -> None:
-        while True:
-            while request := self._contexts.due(trio.current_time()):
-                await connection.send(self._encode(request))
-            await self._changed.park()
+    async def _transmit(self, connection: Connection[Incoming], request: Line | Cancel) -> None:
+        await connection.send(self._encode(request))
 
     def _encode(self, request: Line | Cancel) -> str:
         if isinstance(request, Cancel):
@@ -185,20 +134,23 @@ class CartesiaTTS(TTS):
         line = {"context_id": request.context_id, "transcript": request.text, "continue": not request.last}
         return msgspec.json.encode({**self._request, **line}).decode()
 
-    async def _understand(self, message: Incoming) -> None:
+    async def _understand(self, connection: Connection[Incoming], message: Incoming) -> None:
         context_id = message.context_id or ""
         match message:
             case Chunk():
-                self._contexts.audio(context_id, message.data, trio.current_time())
+                self._hear(connection, context_id, message.data)
             case Timestamps(word_timestamps=columns):
                 self._contexts.words(context_id, list(zip(columns.words, columns.start, columns.end, strict=False)))
             case Done():
                 self._contexts.done(context_id)
             case Failure():
                 await self._blame(message)
-        self._changed.unpark_all()
 
     async def _blame(self, failure: Failure) -> None:
+        """An error costs its context, except that for want of room Cartesia is asked again for a moment."""
+        crowded = failure.error_code == CROWDED or (not failure.error_code and failure.status_code == TOO_MANY_REQUESTS)
+        if crowded and self._contexts.refused(failure.context_id, trio.current_time()):
+            return
         text = f"Cartesia: {failure.message or failure.error or failure.title or 'no description'}"
         code = failure.error_code or str(failure.status_code or "error")
         if error := self._contexts.failed(failure.context_id, text, code):

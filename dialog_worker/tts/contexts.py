@@ -9,12 +9,17 @@ from collections import deque
 
 from msgspec import Struct
 
-from dialog_worker.participant import ProviderError, Word
-from dialog_worker.tts.base import Speaking, WordTimings
+from dialog_worker.participant import ProviderError
+from dialog_worker.tts.base import Speaking
+from dialog_worker.tts.utterance import Context, Utterance
 from protocol.messages import Message
 
+TIMEOUT_S = 2.0  # said again then, and silent once more, an utterance still gets to another voice within 5 s
+QUEUE_LIMIT = 64  # pieces: at a sentence each several minutes, more than any answer
 AHEAD = 2  # utterances with a context at a time: providers count and sell active contexts
 CLOSING_S = 1.0  # for a context that is probably over to say so
+REFUSED_S = 1.0  # in which a provider that has no room for a context is asked again
+RETRY_S = 0.25  # between two such requests
 
 
 class Line(Struct, frozen=True):
@@ -31,184 +36,168 @@ class Cancel(Struct, frozen=True):
     context_id: str
 
 
-class Utterance:
-    """One utterance: its text so far, how much of it a provider has, and what came back."""
+class Limits(Struct, frozen=True):
+    """What a call's utterances are held to.
 
-    def __init__(self, uuid: str, now: float) -> None:
-        self.uuid = uuid
-        self.pieces: list[str] = []
-        self.complete = False  # its text is all here
-        self.finished = False  # its audio is all here, or will never be
-        self.sent = 0  # pieces
-        self.closed = False  # the provider knows that the text is complete
-        self.closing_at = math.inf  # when a context that was probably over was closed
-        self.context: Context | None = None
-        self.contexts = 0
-        self.received = 0  # bytes of audio
-        self.touched_at = now
-        self.held: deque[Speaking] = deque()
+    `timeout_s`: silence for which an utterance that owes audio is ended. `queue_size_limit`: pieces of text posted and
+    not spoken; the one beyond ends its utterance. `hesitation_s`: how long the provider may wait for more text before it
+    speaks, `math.inf` if for ever. `idle_s`: silence after which it is taken to have ended a context.
+    """
 
-    def unsent(self) -> str:
-        """The text that the provider does not have."""
-        return "".join(self.pieces[self.sent :])
-
-    def is_pending(self) -> bool:
-        """Whether the provider has yet to be told something."""
-        return not self.finished and (self.sent < len(self.pieces) or (self.complete and not self.closed))
-
-    def is_owed(self) -> bool:
-        """Whether the provider has something of it to say."""
-        return self.context is not None or bool(self.unsent().strip())
-
-
-class Context:
-    """One context of an utterance, which needs another when the provider has ended the one before for want of text."""
-
-    def __init__(self, context_id: str, utterance: Utterance, now: float) -> None:
-        self.id = context_id
-        self.utterance = utterance
-        self.first_piece = utterance.sent
-        self.base = utterance.received
-        self.sent_at = now
-        self.heard_at = -math.inf
-
-    def has_audio(self) -> bool:
-        """Whether any of it was heard."""
-        return self.heard_at > -math.inf
-
-    def is_idle(self, now: float, idle_s: float) -> bool:
-        """Whether all that it was given seems to be said, and the provider to have ended it."""
-        return self.heard_at >= self.sent_at and now - self.heard_at > idle_s
+    timeout_s: float = TIMEOUT_S
+    queue_size_limit: int = QUEUE_LIMIT
+    hesitation_s: float = 0.0
+    idle_s: float = math.inf
 
 
 class Contexts:
-    """The utterances of one call, from text to audio.
+    """The utterances of one call, from text to audio."""
 
-    `timeout_s`: silence after which a complete utterance is given up. `idle_s`: silence after which a provider is taken
-    to have ended a context.
-    """
-
-    def __init__(self, provider: str, bytes_per_second: int, *, timeout_s: float, idle_s: float) -> None:
+    def __init__(self, provider: str, bytes_per_second: int, limits: Limits) -> None:
         self._provider = provider
         self._rate = bytes_per_second
-        self._timeout_s = timeout_s
-        self._idle_s = idle_s
+        self._limits = limits
         self._queue: dict[str, Utterance] = {}
         self._contexts: dict[str, Context] = {}
         self._cancels: deque[Cancel] = deque()
-        self._aborted: set[str] = set()  # utterances whose text still comes
+        self._over: set[str] = set()  # utterances whose text still comes
         self._lost: ProviderError | None = None
+        self._connected_at = math.inf
+        self.stalled = False  # since an utterance was given up for silence, this connection is not to be trusted
 
     @property
     def busy(self) -> bool:
         """Whether anything was asked of the provider that it still owes."""
         return any(utterance.is_owed() for utterance in self._queue.values())
 
+    def waiting_since(self) -> float:
+        """Since when audio is due; `math.inf` if none is."""
+        head = self._head()
+        return head.owed_since if head and not head.finished else math.inf
+
     def post(self, message: Message[str], now: float) -> None:
         """Add a piece of text."""
-        if message.uuid in self._aborted:
+        if message.uuid in self._over:
             if message.done:
-                self._aborted.discard(message.uuid)
+                self._over.discard(message.uuid)
             return
-        utterance = self._queue.setdefault(message.uuid, Utterance(message.uuid, now))
+        utterance = self._queue.setdefault(message.uuid, Utterance(message.uuid))
+        full = bool(message.data) and self._waiting() >= self._limits.queue_size_limit
         if message.data:
-            utterance.pieces.append(message.data)
+            utterance.script.add(message.data)
         utterance.complete |= message.done
-        utterance.touched_at = now
-        if self._lost and not utterance.finished:
+        if message.done and self._limits.hesitation_s:
+            utterance.owed_since = math.inf  # only now is it sure to be due
+        utterance.expect(now)
+        if self._lost and utterance.is_unfinished():
             self._fail(utterance, self._lost.message, self._lost.code)
+        elif full:
+            self._fail(utterance, self._full(), "queue_full", cancel=True)
 
     def abort(self, uuid: str, now: float) -> None:
         """Forget an utterance."""
         if utterance := self._queue.get(uuid):
             self._remove(utterance, now, cancel=True)
-            if not utterance.complete:
-                self._aborted.add(uuid)
 
     def due(self, now: float, *, may_open: bool = True) -> Line | Cancel | None:
         """What to send next, taken as sent; without `may_open`, nothing that needs another context."""
         if self._cancels:
             return self._cancels.popleft()
         for utterance in list(self._queue.values())[:AHEAD]:
-            if utterance.is_pending() and (line := self._line(utterance, now, may_open=may_open)):
+            if not utterance.is_pending() or utterance.retry_at > now:
+                continue
+            if line := self._line(utterance, now, may_open=may_open):
                 return line
         return None
+
+    def retry_at(self, now: float) -> float:
+        """When something becomes due although nothing happens."""
+        return min((u.retry_at for u in self._queue.values() if u.retry_at > now), default=math.inf)
 
     def audio(self, context_id: str, data: bytes, now: float) -> None:
         """Audio arrived; late audio of contexts that are gone is dropped."""
         context = self._contexts.get(context_id)
         if context is None or not data:
             return
-        utterance = context.utterance
-        if context is utterance.context and not context.has_audio():
-            context.base = utterance.received
-            for older in [c for c in self._contexts.values() if c.utterance is utterance and c is not context]:
+        if context is context.utterance.context and not context.has_audio():
+            for older in [c for c in self._contexts.values() if c.utterance is context.utterance and c is not context]:
                 del self._contexts[older.id]
-        context.heard_at = utterance.touched_at = now
-        utterance.closing_at = math.inf  # it was not over
-        utterance.received += len(data)
-        utterance.held.append(Message(utterance.uuid, data))
+        context.hear(data, now, self._rate)
 
     def words(self, context_id: str, words: list[tuple[str, float, float]]) -> None:
-        """Word timings arrived: text, start and end in seconds of the context's audio."""
-        if (context := self._contexts.get(context_id)) and words:
-            base_ms = context.base * 1000 / self._rate
-            timed = tuple(Word(text, round(base_ms + 1000 * a), round(base_ms + 1000 * b)) for text, a, b in words)
-            context.utterance.held.append(WordTimings(context.utterance.uuid, timed))
+        """Word timings arrived: text, start and end in seconds of the context's audio. They are told with that audio."""
+        if context := self._contexts.get(context_id):
+            context.report(words, self._rate)
 
     def done(self, context_id: str) -> None:
         """The provider has said all of a context."""
         if context := self._contexts.pop(context_id, None):
+            context.tell_words(self._rate, last=True)
             utterance = context.utterance
             if context is utterance.context:
                 utterance.context = None
+                utterance.script.finish()
 
     def failed(self, context_id: str | None, message: str, code: str) -> ProviderError | None:
         """The provider reports an error. Returns it if no one utterance can be blamed."""
-        if not context_id:
-            active = [utterance for utterance in self._queue.values() if utterance.context]
-            if len(active) != 1:
-                return ProviderError(message, code=code)
-            self._fail(active[0], message, code)
-        elif context := self._contexts.get(context_id):
-            if context.utterance.closing_at < math.inf:
-                self.done(context_id)  # it was over, as supposed
-            else:
-                self._fail(context.utterance, message, code)
+        context = self._blamed(context_id)
+        if context is None:
+            return None if context_id else ProviderError(message, code=code)
+        if context_id and context.utterance.closing_at < math.inf:
+            self.done(context_id)  # it was over, as supposed
+        else:
+            self._fail(context.utterance, message, code)
         return None
 
+    def refused(self, context_id: str | None, now: float) -> bool:
+        """The provider has no room for a context at present. Returns whether it will be asked again; if not, it failed."""
+        context = self._blamed(context_id)
+        if context is None:
+            return False
+        utterance = context.utterance
+        if utterance is self._head():  # another may wait for the room that the head takes
+            utterance.refused_since = min(utterance.refused_since, now)
+        if context.has_audio() or context is not utterance.context or now >= utterance.refused_since + REFUSED_S:
+            return False
+        del self._contexts[context.id]
+        utterance.take_back(context.begin, now)
+        utterance.retry_at = now + RETRY_S
+        return True
+
+    def connected(self, now: float) -> None:
+        """There is a connection: from now on silence counts."""
+        self._connected_at = now
+        self.stalled = False
+
     def disconnected(self, now: float) -> None:
-        """The connection is gone, and its contexts with it: say again what has not begun, end what was cut off."""
+        """The connection is gone, and its contexts with it: what was not said is to be said on the next."""
+        self._connected_at = math.inf
         self._cancels.clear()
+        self._contexts.clear()
         for utterance in self._queue.values():
-            context, utterance.context = utterance.context, None
-            if context is None:
-                continue
-            if not context.has_audio():
-                utterance.sent, utterance.closed = context.first_piece, False
-            elif not context.is_idle(now, self._idle_s):
+            if not utterance.interrupted(self._limits.idle_s, now):
                 text = f"{self._provider}: the connection was lost in the middle of an utterance"
                 self._fail(utterance, text, "cut_off")
-        self._contexts.clear()
 
     def give_up(self, error: ProviderError) -> None:
         """There will be no connection any more: end what there is and what comes."""
         self._lost = error
         for utterance in self._queue.values():
-            if not utterance.finished:
+            if utterance.is_unfinished():
                 self._fail(utterance, error.message, error.code)
 
     def next_event(self, now: float) -> Speaking | None:
         """The next thing to tell the agent."""
-        while head := next(iter(self._queue.values()), None):
+        while head := self._head():
             if head.held:
                 return head.held.popleft()
-            if now >= head.closing_at + CLOSING_S or (head.complete and not head.is_owed()):
+            if now >= head.closing_at + CLOSING_S or not head.is_unfinished():
                 head.finished = True
             elif now >= self.deadline():
-                self._fail(head, f"{self._provider} fell silent for {self._timeout_s:g} s", "timeout", cancel=True)
+                self.stalled = True
+                self._fail(head, f"{self._provider} fell silent for {self._limits.timeout_s:g} s", "timeout", cancel=True)
                 continue
-            if not (head.complete and head.finished):
+            if not head.finished:
                 return None
             self._remove(head, now, cancel=False)
             return Message(head.uuid, b"", done=True)
@@ -216,38 +205,58 @@ class Contexts:
 
     def deadline(self) -> float:
         """When to ask for the next event although nothing happened."""
-        head = next(iter(self._queue.values()), None)
-        if head is None or head.finished or not head.complete:
+        head = self._head()
+        if head is None or head.finished:
             return math.inf
-        return min(head.closing_at + CLOSING_S, head.touched_at + self._timeout_s)
+        patience_s = self._limits.timeout_s + (0 if head.complete else self._limits.hesitation_s)
+        return min(head.closing_at + CLOSING_S, max(head.owed_since, self._connected_at) + patience_s)
+
+    def _blamed(self, context_id: str | None) -> Context | None:
+        """The context that a failure is of: the only one, where the provider does not say."""
+        if context_id:
+            return self._contexts.get(context_id)
+        active = [utterance.context for utterance in self._queue.values() if utterance.context]
+        return active[0] if len(active) == 1 else None
+
+    def _head(self) -> Utterance | None:
+        return next(iter(self._queue.values()), None)
+
+    def _waiting(self) -> int:
+        return sum(utterance.script.waiting for utterance in self._queue.values() if not utterance.finished)
+
+    def _full(self) -> str:
+        return (
+            f"{self._provider}: {self._waiting()} pieces of text wait to be spoken, and {self._limits.queue_size_limit} may:"
+            " post longer pieces, or raise queue_size_limit"
+        )
 
     def _remove(self, utterance: Utterance, now: float, *, cancel: bool) -> None:
         self._drop_contexts(utterance, cancel=cancel)
+        was_head = utterance is self._head()
         del self._queue[utterance.uuid]
-        for following in list(self._queue.values())[:AHEAD]:
-            following.touched_at = max(following.touched_at, now)  # its turn begins here, and so does our patience
+        if not utterance.complete:
+            self._over.add(utterance.uuid)
+        if was_head and (head := self._head()):
+            head.owed_since = max(head.owed_since, now)  # its turn begins here, and so does our patience
 
     def _line(self, utterance: Utterance, now: float, *, may_open: bool) -> Line | None:
-        text = utterance.unsent()
+        text = utterance.script.unsent
         context = utterance.context
-        idle = context is not None and context.is_idle(now, self._idle_s)
+        idle = context is not None and context.is_idle(now, self._limits.idle_s)
         if context is None or (idle and text.strip()):
             if not text.strip() or not may_open:
                 return None  # for nothing to say, no context is opened
-            context = self._open(utterance, now)
+            context = utterance.open()
+            self._contexts[context.id] = context
         elif idle and utterance.complete:
             utterance.closing_at = now
-        utterance.sent, utterance.closed = len(utterance.pieces), utterance.complete
-        context.sent_at = utterance.touched_at = now
+        utterance.script.sent, utterance.closed = len(utterance.script.text), utterance.complete
+        context.sent_at = now
         return Line(context.id, text, utterance.complete)
 
-    def _open(self, utterance: Utterance, now: float) -> Context:
-        utterance.contexts += 1
-        utterance.context = Context(f"{utterance.uuid}-{utterance.contexts}", utterance, now)
-        self._contexts[utterance.context.id] = utterance.context
-        return utterance.context
-
     def _fail(self, utterance: Utterance, message: str, code: str, *, cancel: bool = False) -> None:
+        if utterance.finished:
+            return
         self._drop_contexts(utterance, cancel=cancel)
         utterance.finished = True
         utterance.held.append(ProviderError(message, code=code, uuid=utterance.uuid))

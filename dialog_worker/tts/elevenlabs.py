@@ -15,26 +15,19 @@ import msgspec
 import trio
 from msgspec import Struct
 from trio_websocket import ConnectionClosed
-from wsproto.utilities import LocalProtocolError
 
-from dialog_worker.participant import ProviderError
 from dialog_worker.provider import (
     GIVE_UP_S,
-    STABLE_S,
     ConfigurationError,
     Connection,
     ConnectionLost,
     Decoder,
     Endpoint,
-    ProviderSocket,
-    backoff_s,
-    describe,
     find_key,
     find_url,
 )
-from dialog_worker.tts.base import TTS
-from dialog_worker.tts.contexts import Cancel, Contexts, Line
-from protocol.messages import Message
+from dialog_worker.tts.contexts import QUEUE_LIMIT, TIMEOUT_S, Cancel, Limits, Line
+from dialog_worker.tts.streaming import StreamingTTS
 
 URL = "wss://api.elevenlabs.io"
 KEY_VARIABLE = "ELEVENLABS_API_KEY"
@@ -42,7 +35,6 @@ BYTES_PER_SAMPLE = {"ulaw": 1, "alaw": 1, "pcm": 2}
 LIVE_LIMIT = 4  # contexts of a socket; the fifth is the last that is allowed, and a sixth costs the socket (agents-js#1985)
 INACTIVITY_TIMEOUT_S = 180  # the longest that the service offers; its default, 20, is shorter than many a pause
 KEEP_ALIVE_S = 10.0
-FREEING_S = 2.0  # of silence, after which contexts that nobody wants are not waited for
 
 # What ends a connection, but says nothing against the utterances that were on it: they are sent again on the next.
 _PASSING = frozenset({"input_timeout_exceeded", "max_active_conversations"})
@@ -145,16 +137,18 @@ class OpenContext:
         return text.rstrip() + " " if text.strip() else ""
 
 
-class ElevenLabsTTS(TTS):
+class ElevenLabsTTS(StreamingTTS[Incoming]):
     """ElevenLabs for one call. The key comes from `api_key`, ELEVENLABS_API_KEY or ELEVEN_LABS_API_KEY.
 
     `voice_id`: the id of a voice. `url` or ELEVENLABS_URL: a server such as wss://api.eu.residency.elevenlabs.io, or, with
     its path, a whole endpoint. `output_format`: ulaw_N, alaw_N or pcm_N (16 bits) at N Hz. `voice_settings`: stability,
     similarity_boost, style, use_speaker_boost, speed (0.7 to 1.2). `query`: the endpoint's other parameters, and those that
     shall differ from what is sent by default, where None leaves one out.
-    `timeout_s`: a complete utterance that is silent for so long is ended with a `ProviderError`.
-    Raises `ConfigurationError` for a missing key or voice, a bad URL, a format without a fixed rate, or a model that this
-    endpoint does not have.
+    `timeout_s`: an utterance whose text is complete, or ends a sentence, and that is silent for so long is ended with a
+    `ProviderError` of code timeout. `queue_size_limit`: pieces of text posted and not yet spoken; the one beyond ends its
+    utterance with queue_full.
+    Raises `ConfigurationError` for a missing key or voice, a bad URL, a format without a fixed rate, a model that this
+    endpoint does not have, or limits below 1 piece or 0 s.
     """
 
     def __init__(
@@ -169,10 +163,10 @@ class ElevenLabsTTS(TTS):
         language_code: str | None = None,
         voice_settings: Mapping[str, Any] | None = None,
         query: Mapping[str, Any] | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = TIMEOUT_S,
+        queue_size_limit: int = QUEUE_LIMIT,
         give_up_s: float = GIVE_UP_S,
     ) -> None:
-        super().__init__()
         if not voice_id:
             raise ConfigurationError(
                 "ElevenLabsTTS needs the id of a voice: pass voice_id=, as found in ElevenLabs's voice library"
@@ -190,117 +184,37 @@ class ElevenLabsTTS(TTS):
             raise ConfigurationError(
                 f"model_id={parameters['model_id']!r} has no multi-context socket: try eleven_flash_v2_5"
             )
-        self._endpoint = Endpoint(
+        endpoint = Endpoint(
             provider="ElevenLabs",
             url=_endpoint_url(find_url(url, "ELEVENLABS_URL", URL), voice_id, parameters),
             headers={"xi-api-key": _find_key(api_key), **(headers or {})},
             key_variable=KEY_VARIABLE,
             farewell='{"close_socket":true}',
         )
-        self._first = {"voice_settings": dict(voice_settings)} if voice_settings else {}
+        # Only in auto mode is a sentence spoken although more text may come. A context lives for `inactivity_timeout` and is
+        # kept alive, so a pause never ends it.
+        hesitation_s = 0 if str(parameters["auto_mode"]).lower() == "true" else math.inf
+        limits = Limits(timeout_s, queue_size_limit, hesitation_s, idle_s=math.inf)
         self._rate = _bytes_per_second(str(parameters["output_format"]))
-        self._give_up_s = give_up_s
-        self._socket = ProviderSocket(self._endpoint, Decoder[Incoming](Incoming), self.emit, give_up_s=give_up_s)
-        # A context lives for `inactivity_timeout` and is kept alive, so a pause never ends it.
-        self._contexts = Contexts("ElevenLabs", self._rate, timeout_s=timeout_s, idle_s=math.inf)
+        super().__init__(endpoint, Decoder[Incoming](Incoming), self._rate, limits, give_up_s)
+        self._first = {"voice_settings": dict(voice_settings)} if voice_settings else {}
         self._live: dict[str, OpenContext] = {}
-        self._failures = 0  # of connections in a row, none of which spoke
-        self._failing_since = math.inf
-        self._serving = trio.CancelScope()
-        self._changed = trio.lowlevel.ParkingLot()
 
-    def post(self, message: Message[str]) -> None:
-        """Say `message.data`; whole sentences sound best, and begin at once."""
-        self._contexts.post(message, trio.current_time())
-        self._changed.unpark_all()
+    def _has_room(self) -> bool:
+        return len(self._live) < LIVE_LIMIT
 
-    def abort(self, uuid: str) -> None:
-        """Stop this utterance; emit nothing more of it."""
-        self._contexts.abort(uuid, trio.current_time())
-        self._changed.unpark_all()
+    def _is_clogged(self) -> bool:
+        return not self._has_room() and all(context.unwanted for context in self._live.values())
 
-    async def run(self) -> None:
-        """Hold a connection and speak until cancelled; after a fatal `ProviderError` every utterance ends at once."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._speak)
-            with self._serving:
-                self._contexts.give_up(await self._socket.serve(self._session))
-                self._changed.unpark_all()
-
-    async def _speak(self) -> None:
-        """Tell the agent what is ready; the only task that does, so that the order is the queue's."""
-        while True:
-            while event := self._contexts.next_event(trio.current_time()):
-                await self.emit(event)
-            with trio.move_on_at(self._contexts.deadline()):
-                await self._changed.park()
-
-    async def _session(self, connection: Connection[Incoming]) -> None:
-        """One connection. One that ends while nothing is wanted of it is replaced in silence, so that one is always warm."""
-        opened = trio.current_time()
-        failure = await self._converse(connection)
-        if failure is None:
-            return
-        if trio.current_time() - opened >= STABLE_S:
-            self._failures, self._failing_since = 0, math.inf
-        self._failures += 1
-        self._failing_since = min(self._failing_since, trio.current_time())
-        if error := self._hopeless(failure):
-            await self._give_up(error)
-        if self._failures > 1:  # a refusal in words counts as a sign of life below, where it would be retried at once
-            await trio.sleep(backoff_s(self._failures))
-        raise failure
-
-    async def _converse(self, connection: Connection[Incoming]) -> Exception | None:
-        """Serve a connection to its end: what it failed of, if anybody minds."""
-        failures: list[Exception] = []
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._listen, connection)
-                nursery.start_soon(self._keep_alive, connection)
-                await self._send(connection)
-                nursery.cancel_scope.cancel()
-        except* (ConnectionLost, ConnectionClosed, LocalProtocolError) as group:
-            failures = [failure for failure in group.exceptions if isinstance(failure, Exception)]
-        minded = self._contexts.busy
-        self._disconnected()
-        failures.sort(key=lambda failure: not isinstance(failure, ConnectionLost))  # which says more than a closed socket
-        worst = failures[0] if failures else None
-        return worst if minded or isinstance(worst, ConnectionLost) or _code(worst) in _UNMENDABLE else None
-
-    def _disconnected(self) -> None:
+    def _forget(self) -> None:
         self._live.clear()
-        self._contexts.disconnected(trio.current_time())
-        self._changed.unpark_all()
 
-    def _hopeless(self, failure: Exception) -> ProviderError | None:
-        """The fatal error that a failure amounts to, if it is one."""
-        code, text = _code(failure), describe(self._endpoint, failure).message
-        if code in _UNMENDABLE:
-            return ProviderError(f"{text}; check the key in {KEY_VARIABLE}", code=code, fatal=True)
-        after_s = trio.current_time() - self._failing_since
-        if after_s < self._give_up_s:
-            return None
-        return ProviderError(f"{text}; gave up after {after_s:.0f} s", code=code, fatal=True)
+    def _explain(self, failure: Exception) -> Exception:
+        """A close may carry ElevenLabs's word for an error as its reason."""
+        reason = failure.reason if isinstance(failure, ConnectionClosed) else None
+        return _refusal(reason.reason) if reason and reason.reason in _UNMENDABLE else failure
 
-    async def _give_up(self, error: ProviderError) -> None:
-        await self.emit(error)
-        self._contexts.give_up(error)
-        self._changed.unpark_all()
-        self._serving.cancel()
-
-    async def _send(self, connection: Connection[Incoming]) -> None:
-        """Send what is due, until the connection is clogged: all its contexts are unwanted, and none of them ends."""
-        while True:
-            while request := self._contexts.due(trio.current_time(), may_open=len(self._live) < LIVE_LIMIT):
-                await self._send_request(connection, request)
-            clogged = len(self._live) >= LIVE_LIMIT and all(context.unwanted for context in self._live.values())
-            with trio.move_on_after(FREEING_S if clogged else math.inf) as patience:
-                await self._changed.park()
-            if patience.cancelled_caught:
-                return
-
-    async def _send_request(self, connection: Connection[Incoming], request: Line | Cancel) -> None:
+    async def _transmit(self, connection: Connection[Incoming], request: Line | Cancel) -> None:
         context = self._live.get(request.context_id)
         if isinstance(request, Cancel):
             if context is None:
@@ -324,23 +238,15 @@ class ElevenLabsTTS(TTS):
                 if context.initialised and not context.closed and context_id in self._live:
                     await connection.send(msgspec.json.encode({"text": "", "context_id": context_id}).decode())
 
-    async def _listen(self, connection: Connection[Incoming]) -> None:
-        while True:
-            message = await connection.receive()
-            if message.error or message.code:
-                self._blame(message)
-            else:
-                self._understand(message)
-            self._changed.unpark_all()
-
-    def _understand(self, message: Incoming) -> None:
+    async def _understand(self, connection: Connection[Incoming], message: Incoming) -> None:
+        if message.error or message.code:
+            self._blame(message)
+            return
         context_id = message.context_id
         context = self._live.get(context_id)
         if context is None:
             return
-        if message.audio:
-            self._failures, self._failing_since = 0, math.inf
-            self._contexts.audio(context_id, message.audio, trio.current_time())
+        self._hear(connection, context_id, message.audio or b"")
         self._contexts.words(context_id, context.hear(message))
         if message.final:
             del self._live[context_id]  # only here does its slot become free (pipecat#5601)
@@ -350,8 +256,10 @@ class ElevenLabsTTS(TTS):
         """An error costs its context, else the only one; else the connection, which ElevenLabs closes after an error."""
         code = failure.error or str(failure.code)
         reason = failure.message or code
-        if code in _PASSING | _UNMENDABLE:
-            if self._contexts.busy or code in _UNMENDABLE:
+        if code in _UNMENDABLE:
+            raise _refusal(code, reason)
+        if code in _PASSING:
+            if self._contexts.busy:
                 raise ConnectionLost(code, reason)
             return
         self._live.pop(failure.context_id, None)
@@ -359,6 +267,10 @@ class ElevenLabsTTS(TTS):
             context.unwanted = True
         if error := self._contexts.failed(failure.context_id, f"ElevenLabs: {reason}", code):
             raise ConnectionLost(error.code, reason)
+
+
+def _refusal(code: str, reason: str | None = None) -> ConnectionLost:
+    return ConnectionLost(code, f"{reason or code}; check the key in {KEY_VARIABLE}", fatal=True)
 
 
 def _find_key(given: str | None) -> str:
@@ -381,11 +293,3 @@ def _bytes_per_second(output_format: str) -> int:
     if codec not in BYTES_PER_SAMPLE or not rate.isdigit():
         raise ConfigurationError(f"output_format={output_format!r}: choose ulaw_8000, alaw_8000, or pcm_ and a rate in Hz")
     return BYTES_PER_SAMPLE[codec] * int(rate)
-
-
-def _code(failure: Exception | None) -> str:
-    """ElevenLabs's word for a failure, which a close carries as its reason."""
-    if isinstance(failure, ConnectionLost):
-        return failure.code
-    reason = failure.reason if isinstance(failure, ConnectionClosed) else None
-    return (reason and reason.reason) or "closed"
