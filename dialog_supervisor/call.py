@@ -15,6 +15,7 @@ import trio
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
 from dialog_supervisor.generation import Generation, NoWorker
+from dialog_supervisor.recovery import Recovery
 from dialog_supervisor.requests import Requests
 from dialog_supervisor.sections import CallsConfig, TransferConfig
 from dialog_supervisor.steps import Step, Steps
@@ -24,6 +25,7 @@ from protocol.framing import ProtocolError
 from protocol.link import LinkClosed, OutboxFull
 from protocol.messages import (
     Abort,
+    Checkpoint,
     Command,
     Error,
     Event,
@@ -81,7 +83,9 @@ class Call:
         self.state = State.RINGING
         self.reason = ""
         self._steps = Steps()
-        self._requests = Requests(self.leg, transfer, self._tell, self.end)
+        self._transfer = transfer
+        self._requests = self._new_requests()
+        self._recovery = Recovery(config.restarts, config.restart_window)
         self._config = config
         self._generation = generation
         self._deadline = math.inf
@@ -252,11 +256,13 @@ class Call:
 
     def _tell(self, event: Event) -> None:
         """Pass an event to the worker. Speech that it does not take in time is dropped, oldest first."""
+        self._recovery.told(event)
         link = self.worker.link
         try:
             link.post(event, droppable=isinstance(event, Media))
-        except LinkClosed:
-            return  # the worker's end is noticed, and acted on, where its process is watched
+        except LinkClosed:  # the worker's end is noticed, and acted on, where its process is watched
+            self._recovery.missed(event)
+            return
         except OutboxFull as error:
             log.error("worker does not read and is killed", reason=str(error))
             self.worker.kill()
@@ -270,13 +276,12 @@ class Call:
     # The worker's side
 
     async def _work(self) -> None:
-        """Fork the worker and do what it asks for, until it is gone."""
+        """Fork a worker and do what it asks for; when it dies in mid-call, another takes over, and so on."""
         self._tell(self.metadata)
         try:
-            async with self._generation.worker(self.worker), trio.open_nursery() as nursery:
-                nursery.start_soon(self._report_exit)
-                await self._obey(nursery)
-                await self.worker.exited.wait()
+            await self._serve_worker()
+            while not self._over.is_set() and self._replace_worker():
+                await self._serve_worker()
         except NoWorker as error:
             log.error("no worker for this call", reason=str(error))
             self.end("no worker", fallback=True)
@@ -284,6 +289,13 @@ class Call:
             log.exception("what the worker asked for failed")
             self.end("internal error", fallback=True)
         self._worked.set()
+
+    async def _serve_worker(self) -> None:
+        """Return when the worker is gone, and all it said was done; what it did not live to see is given up."""
+        async with self._generation.worker(self.worker), trio.open_nursery() as nursery:
+            await self._obey(nursery)
+            await self.worker.exited.wait()
+            nursery.cancel_scope.cancel()
 
     async def _obey(self, nursery: trio.Nursery) -> None:
         try:
@@ -296,12 +308,24 @@ class Call:
                 log.error("worker breaks the protocol and is killed", error=type(error).__name__, reason=str(error))
             self.worker.kill()
 
-    async def _report_exit(self) -> None:
-        await self.worker.exited.wait()
-        code = self.worker.exit_code
-        if not self._over.is_set():
-            log.error("worker died in mid-call", pid=self.worker.pid, exit_code=code)
+    def _replace_worker(self) -> bool:
+        """A worker died in mid-call: have another take over, or the caller given the fallback when that was often."""
+        dead, code = self.worker, self.worker.exit_code
+        if not self._recovery.may_restart(trio.current_time()):
+            log.error("worker died in mid-call", pid=dead.pid, exit_code=code)
             self.end(f"worker died ({code})", fallback=True)
+            return False
+        log.error("worker died in mid-call, and another takes over", pid=dead.pid, exit_code=code)
+        self.worker = Worker(self.generation, self.id)
+        dead.close()
+        self._requests = self._new_requests()
+        for event in list(self._recovery.introduction(self.leg.orphaned())):
+            with suppress(LinkClosed, OutboxFull):
+                self.worker.link.post(event, droppable=isinstance(event, Media))
+        return True
+
+    def _new_requests(self) -> Requests:
+        return Requests(self.leg, self._transfer, self._tell, self.end)
 
     async def _do(self, command: Command, nursery: trio.Nursery) -> None:
         if isinstance(command, Post):
@@ -315,6 +339,8 @@ class Call:
             self.leg.abort(command.uuid)
         elif isinstance(command, Trace):
             self._trace(command)
+        elif isinstance(command, Checkpoint):
+            self._recovery.saved(command)
         elif isinstance(command, Request):
             self._requests.take(command, nursery)
 

@@ -86,6 +86,11 @@ class CallsConfig(Section, frozen=True, kw_only=True):
     """For a whole call; Twilio's own default is four hours."""
     farewell_time: Seconds = 30.0
     """So long before `max_duration` is over the agent is told, to say goodbye."""
+    restarts: Annotated[int, Meta(ge=0)] = 3
+    """How many workers of one call may die within `restart_window` and be followed by another; then the caller is given the
+    fallback. With 0, at once."""
+    restart_window: Seconds = 60.0
+    """Seconds in which `restarts` are counted."""
     shutdown_grace: Seconds = 5.0
     """For a worker to do what it does last, and to leave, once its call is over; then it is killed."""
 

@@ -249,7 +249,7 @@ class ProviderSocket(Generic[MessageT]):
     async def _back_off(self, attempt: int) -> None:
         began, pause_s = trio.current_time(), backoff_s(attempt)
         while True:
-            limit_s = pause_s if math.isinf(self._waiting_since()) else min(pause_s, WAITED_BACKOFF_S)
+            limit_s = pause_s if self._waiting_since() == math.inf else min(pause_s, WAITED_BACKOFF_S)
             left_s = began + limit_s - trio.current_time()
             if left_s <= 0:
                 return

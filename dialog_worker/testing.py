@@ -78,13 +78,18 @@ class TextTTS(TTS):
 
 
 class ScriptedCall(VoIP):
-    """A phone line whose caller is the test. `said` are the utterances as heard, `traces` and `requests` all there were."""
+    """A phone line whose caller is the test. `said` are the utterances as heard; `traces`, `requests`,
+    `saved` states and `aborted` messages all that there were.
+    """
 
     def __init__(self, metadata: Metadata) -> None:
         self.stt, self.tts = TextSTT(), TextTTS()
         self.traces: list[Trace] = []
         self.said: list[str] = []
         self.requests: list[Request] = []
+        self.saved: list[bytes] = []
+        self.aborted: list[str] = []
+        self.first: Event | None = None  # what happens before the line opens, such as `Restored`
         self.failure: Failure | None = None  # what every request is answered with
         self._metadata = metadata
         self._emit, self._events = trio.open_memory_channel[Event](_EVENTS)
@@ -113,6 +118,7 @@ class ScriptedCall(VoIP):
         await trio.lowlevel.checkpoint()
 
     def abort(self, uuid: str) -> None:
+        self.aborted.append(uuid)
         if uuid not in self._total:
             return
         if self._playing_uuid == uuid:
@@ -125,6 +131,9 @@ class ScriptedCall(VoIP):
         if kind == "said":
             self.said.append(text)
         self._notify()
+
+    def save(self, state: bytes, audio_ms: int) -> None:
+        self.saved.append(state)
 
     async def request(self, kind: type[Request], *, timeout_s: float, **fields: Any) -> str:
         self.requests.append(kind(len(self.requests), timeout_s, **fields))
@@ -169,6 +178,11 @@ class ScriptedCall(VoIP):
                     self._read[kind] = index + 1
                     return self.traces[index]
             await self._changed.wait()
+
+    @staticmethod
+    def dispatched(uuid: str, ms: int) -> MessageDispatched:
+        """Return the report that a message was heard to its end."""
+        return MessageDispatched(uuid, ms, ms, interrupted=False)
 
     async def requested(self, kind: type[Request]) -> Request:
         """Return the first request of a kind, when the agent has made it."""
@@ -217,6 +231,8 @@ async def scripted_call(
         async with trio.open_nursery() as agents:
             agents.start_soon(agent.run)
             await call.tell(call.metadata)
+            if call.first is not None:
+                await call.tell(call.first)
             await call.tell(StreamingStarted("MZ" + "0" * 32))
             yield call
             await call.caller_hangs_up()

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from protocol.link import Link, LinkClosed, RequestFailed
 from protocol.messages import (
     Abort,
+    Checkpoint,
     Dispose,
     Event,
     Hangup,
@@ -69,6 +70,13 @@ class VoIP(ABC):
     @abstractmethod
     def trace(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
         """Tell whoever watches the call what the agent does."""
+
+    @abstractmethod
+    def save(self, state: bytes, audio_ms: int) -> None:
+        """Have a state kept for a worker that takes over, which will hear the caller's last `audio_ms` again.
+
+        Never blocks. At most 1 MB.
+        """
 
     @abstractmethod
     async def request(self, kind: type[Request], *, timeout_s: float, **fields: Any) -> str:
@@ -182,7 +190,10 @@ class VoIPProxy(VoIP):
     def trace(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
         self._tell(Trace(kind, sendable(text), {name: sendable(value) for name, value in (fields or {}).items()}))
 
-    def _tell(self, command: Post | Abort | Trace) -> None:
+    def save(self, state: bytes, audio_ms: int) -> None:
+        self._tell(Checkpoint(state, audio_ms))
+
+    def _tell(self, command: Post | Abort | Trace | Checkpoint) -> None:
         with suppress(LinkClosed):  # the call is over, and whoever iterates learns of it
             self._link.post(command)
 

@@ -163,9 +163,13 @@ class TimeLimit(Wire, frozen=True, tag="TimeLimit"):
 
 
 class Restored(Wire, frozen=True, tag="Restored"):
-    """This worker takes over a call: `checkpoint` is the last that its predecessor left."""
+    """This worker takes over a call: `checkpoint` is the last that its predecessor left, empty if there is none.
+
+    `playing` tells, for each utterance of its predecessor's, how many ms of it the caller has heard or will hear.
+    """
 
     checkpoint: bytes
+    playing: dict[str, int] = {}
 
 
 class Error(Wire, frozen=True, tag="Error"):
@@ -215,9 +219,13 @@ class Abort(Wire, frozen=True, tag="Abort"):
 
 
 class Checkpoint(Wire, frozen=True, tag="Checkpoint"):
-    """The agent's state as bytes of its own making, kept for a worker that takes over."""
+    """The agent's state as bytes of its own making, kept for a worker that takes over.
+
+    `audio_ms` of the caller's latest audio are not accounted for in it, and will be heard again.
+    """
 
     state: bytes
+    audio_ms: int = 0
 
 
 class Heartbeat(Wire, frozen=True, tag="Heartbeat"):

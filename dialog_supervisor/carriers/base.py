@@ -76,6 +76,19 @@ class Leg(ABC):
             self.counts["too_early"] += 1
             self.abort(message.uuid)
 
+    def orphaned(self) -> dict[str, int]:
+        """Nobody will go on with what is being said: have it end where it is, and return how long each utterance will be.
+
+        The caller hears it out, and it is reported as usual.
+        """
+        unposted = {message.uuid for message in self._early} - {message.uuid for message in self._early if message.done}
+        for uuid in [*self._playout.unfinished(), *unposted]:
+            self.post(Message(uuid, b"", done=True))
+        lengths = self._playout.on_the_way()
+        for message in self._early:
+            lengths[message.uuid] = lengths.get(message.uuid, 0) + len(message.data) // BYTES_PER_MS
+        return lengths
+
     def opened(self) -> None:
         """A stream is open: say what was posted before."""
         early, self._early, self._early_bytes = self._early, [], 0

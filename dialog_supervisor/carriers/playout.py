@@ -89,6 +89,14 @@ class Playout:
         while utterance.chunks and utterance.chunks[0][0] <= now:
             utterance.chunks.popleft()
 
+    def on_the_way(self) -> dict[str, int]:
+        """Return each utterance that is still to be heard to its end, with its length in ms as far as it is known."""
+        return {utterance.uuid: utterance.total_ms for utterance in self._utterances.values()}
+
+    def unfinished(self) -> list[str]:
+        """Return the utterances whose last piece has not come."""
+        return [utterance.uuid for utterance in self._utterances.values() if not utterance.done]
+
     def marked(self, mark: str, now: float) -> MessageDispatched | None:
         """Enter a mark's return. Return what to tell, unless the mark stands for something that was cut, or is unknown."""
         utterance = next((one for one in self._utterances.values() if one.mark == mark), None)

@@ -15,6 +15,7 @@ import trio
 from msgspec import Struct
 
 from dialog_worker.agent.ear import Ear
+from dialog_worker.agent.handlers import Handlers
 from dialog_worker.agent.utterance import Utterance
 from dialog_worker.agent.voice import Voice
 from dialog_worker.participant import ProviderError
@@ -44,6 +45,7 @@ from protocol.messages import (
 
 QUEUE_SIZE_LIMIT = 32  # of the caller's messages waiting for their turn
 EVENTS_LIMIT = 256  # events waiting for their handler; then the line is read no further
+_NOTICED_LATE_S = 0.8  # after its first sample speech is known to be speech
 _LEAVE_EARLY_S = 0.5  # of the time that a shutdown gives, kept for leaving
 
 log = logging.getLogger("agent")
@@ -66,7 +68,7 @@ def new_uuid() -> str:
     return str(uuid.uuid4())
 
 
-class Agent:
+class Agent(Handlers):
     """The participant that decides. With neither `stt` nor `tts` it deals with audio itself, in `on_media`.
 
     Of several `stt` or `tts` the first is used, and each next one when the one before it has failed for good.
@@ -88,8 +90,11 @@ class Agent:
         self._ear = Ear(_several(stt), self._hear, self._lose)
         self._voice = Voice(voip, _several(tts), self.on_provider_error, self._lose)
         self._thinking = trio.CancelScope()
+        self._gave_up = False
         self._interruptible: set[trio.CancelScope] = set()
         self._current: Turn | None = None
+        self._speaking_since: float | None = None
+        self._settled_at = 0.0  # all that the caller said until then is told
         self._ask, self._questions = trio.open_memory_channel[Message[str]](queue_size_limit)
         self._all_handled = trio.Event()
         self._happen, self._happened = trio.open_memory_channel[Event](EVENTS_LIMIT)
@@ -121,8 +126,7 @@ class Agent:
         """What it speaks with at present; `set_tts` changes it."""
         return self._voice.tts
 
-    # What an author overrides. Handlers run one after another, in the order of the events, beside the wiring: one that
-    # takes long delays the next handler and nothing else.
+    # What an author overrides, besides `Handlers`
 
     def on_media(self, media: Media) -> None:
         """Handle 20 ms of the caller's voice; fifty come a second, so this must not wait. By default the STT gets it."""
@@ -134,62 +138,23 @@ class Agent:
         if speaking:
             self.abort()
 
-    async def on_metadata(self, metadata: Metadata) -> None:
-        """Handle what the carrier tells of the call."""
-
-    async def on_streaming_started(self, started: StreamingStarted) -> None:
-        """Handle the opening of the line. By default nothing is said."""
-
-    async def on_streaming_stopped(self, stopped: StreamingStopped) -> None:
-        """Handle the end of the line."""
-
-    async def on_dtmf(self, dtmf: Dtmf) -> None:
-        """Handle a key pressed by the caller."""
-
-    async def on_transcript(self, transcript: Transcript) -> None:
-        """Handle the carrier's own transcription."""
-
-    async def on_transcript_status(self, status: TranscriptStatus) -> None:
-        """Handle the beginning, the end or the failure of the carrier's transcription."""
-
-    async def on_recording_url(self, recording: RecordingUrl) -> None:
-        """Handle the completion of a recording, with its copy on this machine if there is one."""
-
-    async def on_recording_status(self, status: RecordingStatus) -> None:
-        """Handle a change of a recording's state at the carrier."""
-
-    async def on_stream_status(self, status: StreamStatus) -> None:
-        """Handle the carrier's own report on its media stream."""
-
-    async def on_message_dispatched(self, dispatched: MessageDispatched) -> None:
-        """Handle the news of how much of a message the caller heard."""
-
-    async def on_call_status(self, status: CallStatus) -> None:
-        """Handle a change of the call's state at the carrier."""
-
-    async def on_time_limit(self, limit: TimeLimit) -> None:
-        """Handle the news that the call will be ended in `remaining_s` for its length: say goodbye."""
-
-    async def on_shutdown(self, shutdown: Shutdown) -> None:
-        """Handle the end of everything: the call is over, and `deadline_s` are left. The last handler to be called."""
-
     async def on_restored(self, restored: Restored) -> None:
-        """Take over from a worker that died."""
+        """Handle that this worker takes over from one that died. By default `restore` is called."""
+        await self.restore(restored.checkpoint, restored.playing)
 
-    async def on_error(self, error: Error) -> None:
-        """Handle trouble on the supervisor's side. By default it is logged."""
-        log.warning("%s: %s", error.code, error.message)
+    def checkpoint(self) -> bytes:
+        """Return all that a worker that takes over this call has to know; `save` has the supervisor keep it."""
+        return b""
 
-    async def on_provider_error(self, error: ProviderError) -> None:
-        """Handle trouble at a provider, which is mended as far as that goes without you. By default it is logged.
+    async def restore(self, checkpoint: bytes, playing: dict[str, int]) -> None:
+        """Go on with a call whose worker died. `checkpoint` is its last, empty if it saved none, or died of it before.
 
-        After a `fatal` one the next provider takes over, if there is one and you do not give another here; else the agent
-        gives up.
+        `playing` tells, for each message that was being said, how many ms of it the caller has heard or will hear.
         """
-        log.warning("%s: %s%s", error.participant or "provider", error.message, f" ({error.code})" if error.code else "")
 
     async def give_up(self, reason: str) -> None:
         """Hand the caller over to what `[fallback]` says, because the agent cannot go on."""
+        self._gave_up = True
         log.error("the agent gives up: %s", reason)
         await self.voip.dispose(fallback=True)
 
@@ -290,15 +255,36 @@ class Agent:
         turn = _turn.get()
         return turn is not None and turn.aborted
 
+    def save(self) -> None:
+        """Have the supervisor keep the present `checkpoint`. What the caller says from now on will be heard again."""
+        self.voip.save(self.checkpoint(), self._unsettled_ms())
+
+    def _unsettled_ms(self) -> int:
+        """How much of the caller's latest audio is not accounted for yet: all since it began to speak, if it does.
+
+        Speech is noticed late, so a little counts also in silence; but nothing that the last utterance was made of.
+        """
+        now = trio.current_time()
+        began = now if self._speaking_since is None else self._speaking_since
+        return round(min(now - began + _NOTICED_LATE_S, now - self._settled_at) * 1000)
+
     async def hangup(self) -> None:
-        """Wait until all that is being said was heard, then end the call. Raises `RequestFailed`."""
+        """Wait until all that is being said was heard, then end the call. Raises `RequestFailed`.
+
+        After `give_up` it does nothing, as the caller has been handed over.
+        """
         await self._said_all()
-        await self.voip.hangup()
+        if not self._gave_up:
+            await self.voip.hangup()
 
     async def transfer_to(self, destination: str) -> None:
-        """Wait until all that is being said was heard, then connect the caller elsewhere. Raises `RequestFailed`."""
+        """Wait until all that is being said was heard, then connect the caller elsewhere. Raises `RequestFailed`.
+
+        After `give_up` it does nothing, as the caller has been handed over.
+        """
         await self._said_all()
-        await self.voip.transfer_to(destination)
+        if not self._gave_up:
+            await self.voip.transfer_to(destination)
 
     async def _said_all(self) -> None:
         for utterance in tuple(self._voice.utterances.values()):
@@ -373,17 +359,23 @@ class Agent:
     async def _hear(self, hearing: Hearing) -> None:
         match hearing:
             case SpeechStarted():
+                self._speaking_since = trio.current_time()
                 self.voip.trace("speech_started", "")
                 await self.on_vad(True)
             case SpeechEnded():
+                self._settle()
                 self.voip.trace("speech_ended", "")
                 await self.on_vad(False)
             case Final(text=text):
+                self._settle()
                 self.voip.trace("heard", text)
                 self.abort()
                 self.post(Message(new_uuid(), text, done=True))
             case ProviderError():
                 await self.on_provider_error(hearing)
+
+    def _settle(self) -> None:
+        self._speaking_since, self._settled_at = None, trio.current_time()
 
     async def _lose(self, error: ProviderError) -> None:
         await self.give_up(error.message)

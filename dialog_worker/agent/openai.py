@@ -6,104 +6,37 @@ what was cut off.
 
 import logging
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import httpx2
 import msgspec
 import openai
 import trio
-from openai import AsyncOpenAI, AsyncStream
+from openai import AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
 from dialog_worker.agent.base import QUEUE_SIZE_LIMIT, Agent, new_uuid
+from dialog_worker.agent.completion import Answer, Sentences, ToolCall, explain, make_client, next_text
+from dialog_worker.agent.memory import Memory, Saying, recall, with_every_result
 from dialog_worker.agent.tools import Tool, tools_of
 from dialog_worker.agent.utterance import Utterance
-from dialog_worker.provider import tls_context
-from dialog_worker.stt.base import STT
+from dialog_worker.participant import ProviderError
+from dialog_worker.stt.base import STT, Hearing, SpeechEnded
 from dialog_worker.tts.base import TTS
 from dialog_worker.voip import VoIP
 from protocol.messages import Message, StreamingStarted
 
 MAX_ROUNDS = 8  # of tool calls in one turn
 MAX_FAILED_TURNS = 3  # one after another; then the caller has heard enough apologies
-CONNECT_TIMEOUT_S = 2.5
-FIRST_CHUNK_TIMEOUT_S = 10.0  # for the model to think; the caller is told to wait meanwhile
 CHUNK_TIMEOUT_S = 3.0  # between chunks of an answer that has begun: the model has stalled, and the caller hears nothing
+SAVE_AFTER_S = 0.05  # of a change; a voice takes longer for its first sample
+WATCH_S = 0.1  # while an ear is being mended, between two looks at whether the caller waits for it
 END_TIMEOUT_S = 2.0  # for a stream to end once its last chunk has come
-KEEPALIVE_S = 120.0  # a conversation's pauses; the default of 5 s would shake hands anew in every turn
 _UNMENDABLE = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
-_SENTENCE_END = re.compile(r"[.!?…]['\")\]]*\s+|\n+|[。！？]")
-_MIN_SENTENCE = 8  # characters; "Dr. " and "1. " are no sentences
 
 log = logging.getLogger("agent")
-
-
-class Sentences:
-    """Cuts a stream of text where sentences end, so that the voice can begin with the first. No I/O."""
-
-    def __init__(self) -> None:
-        self._text = ""
-
-    def feed(self, text: str) -> list[str]:
-        """Return the sentences that are complete now, with the space behind them."""
-        self._text += text
-        complete, start = [], 0
-        for end in _SENTENCE_END.finditer(self._text):
-            if end.end() - start >= _MIN_SENTENCE:
-                complete.append(self._text[start : end.end()])
-                start = end.end()
-        self._text = self._text[start:]
-        return complete
-
-    def rest(self) -> str:
-        """Return what is left at the end of the stream."""
-        text, self._text = self._text, ""
-        return text
-
-
-class ToolCall(msgspec.Struct):
-    """A tool call as it is assembled from a stream's pieces."""
-
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-    def as_message(self) -> dict[str, Any]:
-        """Return it in the form that the history has it."""
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
-
-
-class Answer:
-    """One response of the model, assembled from its chunks. No I/O."""
-
-    def __init__(self) -> None:
-        self.finish_reason: str | None = None
-        self._calls: dict[int, ToolCall] = {}
-
-    @property
-    def tool_calls(self) -> list[ToolCall]:
-        """The calls it asks for; those of a response that was cut short are not complete, and not made."""
-        return list(self._calls.values()) if self.finish_reason in ("tool_calls", "stop", "function_call") else []
-
-    def feed(self, chunk: ChatCompletionChunk) -> str:
-        """Take a chunk and return the text in it. A chunk without choices carries usage figures."""
-        if not chunk.choices:
-            return ""
-        choice = chunk.choices[0]
-        self.finish_reason = choice.finish_reason or self.finish_reason
-        if choice.delta is None:  # some servers' last chunk
-            return ""
-        for piece in choice.delta.tool_calls or ():
-            call = self._calls.setdefault(piece.index, ToolCall())
-            call.id = piece.id or call.id
-            if piece.function is not None:
-                call.name = piece.function.name or call.name
-                call.arguments += piece.function.arguments or ""
-        return choice.delta.content or ""
 
 
 class OpenAIAgent(Agent):
@@ -112,8 +45,8 @@ class OpenAIAgent(Agent):
     `options` go into every request as they are, such as `temperature` or `reasoning_effort`. The key and the address come
     from OPENAI_API_KEY and OPENAI_BASE_URL unless given.
 
-    When the model or a tool takes longer than `patience_s`, the agent says `holding`, which is no part of the history;
-    when the model fails, `apology`.
+    When the model or a tool takes longer than `patience_s`, or an ear that has failed, the agent says `holding`, which is no
+    part of the history; when the model fails, `apology`.
     """
 
     system: str = ""
@@ -139,8 +72,13 @@ class OpenAIAgent(Agent):
         self.options = options or {}
         self.history: list[dict[str, Any]] = []
         self.tools = tools_of(self)
-        self.openai = _client(api_key, base_url)
+        self.openai = make_client(api_key, base_url)
         self._failed_turns = 0
+        self._mending = trio.CancelScope()  # while an ear that has failed is not known to hear again
+        self._mending.cancel()
+        self._saying: dict[str, tuple[dict[str, Any], Utterance]] = {}
+        self._unsaved = trio.Event()
+        self._voice.progressed = self._unsaved_change
 
     async def run(self) -> None:
         """Serve the call; the connection to the model is opened at once, and given back at the end."""
@@ -153,6 +91,59 @@ class OpenAIAgent(Agent):
     def activate(self) -> None:
         super().activate()
         self.nursery.start_soon(self._warm_up)
+        self.nursery.start_soon(self._keep_saved)
+
+    # What a worker that takes over has to know
+
+    def checkpoint(self) -> bytes:
+        """Return the conversation. Who keeps more in `self` puts it around this, and takes it off again in `restore`."""
+        places = {id(entry): place for place, entry in enumerate(self.history)}
+        saying = [
+            Saying(utterance.uuid, places[id(entry)], utterance.text, utterance.words)
+            for entry, utterance in self._saying.values()
+            if id(entry) in places
+        ]
+        return Memory(self.history, tuple(saying)).encode()
+
+    async def restore(self, checkpoint: bytes, playing: dict[str, int]) -> None:
+        """Go on with the conversation: say what was left to be said, and answer what was left to be answered."""
+        memory = recall(checkpoint)
+        for uuid in playing.keys() - {saying.uuid for saying in memory.saying}:
+            self.voip.abort(uuid)  # an aside, or of a conversation that is forgotten
+        taken_up = [(memory.history[saying.entry], saying) for saying in memory.saying]
+        self.history = with_every_result(memory.history)
+        for entry, saying in taken_up:
+            self._take_up(entry, saying, playing.get(saying.uuid, 0))
+        said = self._said()
+        if said and said[-1]["role"] in ("user", "tool"):
+            self._ask.send_nowait(Message(new_uuid(), "", done=True))
+
+    def _take_up(self, entry: dict[str, Any], saying: Saying, ms: int) -> None:
+        """Have said what is left of an utterance, right behind what the carrier still plays of it."""
+        parts: list[Utterance] = []
+        if saying.uuid and ms and (adopted := self._voice.adopt(saying.uuid, saying.voiced(ms), saying.words)):
+            parts.append(adopted)
+        if rest := saying.rest(ms):
+            parts.append(utterance := self.utter(new_uuid()))
+            utterance.say(rest)
+            utterance.finish()
+        entry["content"] = saying.text.strip()
+        self.nursery.start_soon(self._hear_out, entry, parts)
+
+    async def _hear_out(self, entry: dict[str, Any], parts: list[Utterance]) -> None:
+        entry["content"] = " ".join([heard for part in parts if (heard := await self.heard(part))])
+        self._unsaved_change()
+
+    def _unsaved_change(self) -> None:
+        self._unsaved.set()
+
+    async def _keep_saved(self) -> None:
+        """Save after every change; several in quick succession at once."""
+        while True:
+            await self._unsaved.wait()
+            await trio.sleep(SAVE_AFTER_S)
+            self._unsaved = trio.Event()
+            self.save()
 
     async def _warm_up(self) -> None:
         """Open a connection to the model, so that the first turn does not pay for the handshakes."""
@@ -180,7 +171,9 @@ class OpenAIAgent(Agent):
 
     async def inference(self, message: Message[str]) -> None:
         """Answer with the model, as often as it asks for tools; then put what was heard into the history."""
-        self.history.append({"role": "user", "content": message.data})
+        if message.data:  # nothing, where an earlier worker left a question unanswered
+            self.history.append({"role": "user", "content": message.data})
+        self._unsaved_change()
         with self.uninterrupted(), ExitStack() as remembered:
             utterances: list[Utterance] = []
             try:
@@ -196,10 +189,10 @@ class OpenAIAgent(Agent):
 
     async def _model_failed(self, error: openai.APIError) -> None:
         """Apologise, or give up where the next turn would fail like this one."""
-        log.error("the model failed: %s", _explain(error))
+        log.error("the model failed: %s", explain(error))
         self._failed_turns += 1
         if isinstance(error, _UNMENDABLE) or self._failed_turns >= MAX_FAILED_TURNS:
-            await self.give_up(f"the model failed: {_explain(error)}")
+            await self.give_up(f"the model failed: {explain(error)}")
         else:
             await self.dispatch_message(Message(new_uuid(), self.apology, done=True))
 
@@ -221,21 +214,47 @@ class OpenAIAgent(Agent):
                 if trio.current_time() < self._voice.quiet_from + self.patience_s or self.interrupted:
                     continue
                 waiting_since = trio.current_time()
-                if self.holding and not self._voice.speaking:
-                    aside = self.utter(new_uuid())
-                    aside.say(self.holding)
-                    aside.finish()
-                    self.nursery.start_soon(self.heard, aside)
+                self._say_holding()
+
+    def _say_holding(self) -> None:
+        if self.holding and not self._voice.speaking:
+            aside = self.utter(new_uuid())
+            aside.say(self.holding)
+            aside.finish()
+            self.nursery.start_soon(self.heard, aside)
+
+    async def _hear(self, hearing: Hearing) -> None:
+        if isinstance(hearing, ProviderError) and self._mending.cancel_called:
+            self._mending = trio.CancelScope()
+            self.nursery.start_soon(self._mind_the_ear, self._mending)
+        elif isinstance(hearing, SpeechEnded):
+            self._mending.cancel()
+        await super()._hear(hearing)
+
+    async def _mind_the_ear(self, scope: trio.CancelScope) -> None:
+        """From an ear's failure until it has understood something: have a caller who waits for it told so."""
+        told_at = -math.inf
+        with scope:
+            while True:
+                unanswered_since = self.stt.unanswered_since if self.stt is not None else math.inf
+                due_at = max(unanswered_since, self._voice.quiet_from, told_at) + self.patience_s
+                if trio.current_time() >= due_at:
+                    told_at = trio.current_time()
+                    self._say_holding()
+                await trio.sleep(WATCH_S)
 
     @contextmanager
     def _remembered(self, utterance: Utterance) -> Iterator[dict[str, Any]]:
         """Give an utterance its place in the history; what was heard of it ends up there, however the call ends."""
         entry: dict[str, Any] = {"role": "assistant", "content": ""}
         self.history.append(entry)
+        self._saying[utterance.uuid] = entry, utterance
         try:
             yield entry
         finally:
             entry["content"] = utterance.heard_now
+            del self._saying[utterance.uuid]
+            self._unsaved_change()
 
     async def _rounds(self, uuid: str, utterances: list[Utterance], remembered: ExitStack) -> None:
         for _ in range(MAX_ROUNDS):
@@ -246,9 +265,11 @@ class OpenAIAgent(Agent):
             if not answer.tool_calls or self.interrupted:
                 return
             entry["tool_calls"] = [call.as_message() for call in answer.tool_calls]
+            self.save()  # before anything is done that should not be done twice
             for call in answer.tool_calls:
                 result = await self._call_tool(call)
                 self.history.append({"role": "tool", "tool_call_id": call.id, "content": result})
+                self._unsaved_change()
             if self.interrupted:
                 return
             uuid = new_uuid()
@@ -266,7 +287,7 @@ class OpenAIAgent(Agent):
             except _PASSING as error:  # a second connection often works, and nothing was said yet
                 if utterance.text or isinstance(error, openai.APITimeoutError):
                     raise
-                log.warning("the model is asked again: %s", _explain(error))
+                log.warning("the model is asked again: %s", explain(error))
                 answer = Answer()
                 await self._answer(request, utterance, answer)
         return answer
@@ -281,10 +302,11 @@ class OpenAIAgent(Agent):
     async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncStream[ChatCompletionChunk]) -> None:
         sentences = Sentences()
         patience_s = math.inf  # for the first chunk, the client's own timeout counts
-        while (text := await _next_text(stream, answer, patience_s)) is not None:
+        while (text := await next_text(stream, answer, patience_s)) is not None:
             patience_s = CHUNK_TIMEOUT_S
             for sentence in sentences.feed(text):
                 utterance.say(sentence)
+                self._unsaved_change()
             if answer.finish_reason is not None:  # the stream's own end may come 100 ms later
                 break
         utterance.say(sentences.rest())
@@ -325,40 +347,3 @@ class OpenAIAgent(Agent):
         result = await found.call(call.arguments) if found else f"error: there is no tool {call.name}"
         self.voip.trace("tool", "", {"name": call.name, "arguments": call.arguments, "result": result})
         return result
-
-
-def _client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
-    """Return a client that suits a telephone call: HTTP/1.1 kept alive over its pauses, no silent retries.
-
-    HTTP/2 would go on generating, and billing, after a cancelled stream: httpcore sends no RST_STREAM.
-    """
-    http = openai.DefaultAsyncHttpxClient(
-        verify=tls_context(),
-        timeout=httpx2.Timeout(FIRST_CHUNK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-        limits=httpx2.Limits(max_connections=16, max_keepalive_connections=4, keepalive_expiry=KEEPALIVE_S),
-    )
-    try:
-        return AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
-    except openai.OpenAIError as error:
-        raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
-
-
-async def _next_text(stream: AsyncStream[ChatCompletionChunk], answer: Answer, patience_s: float) -> str | None:
-    """Take a stream's next chunk into the answer and return the text in it, or None at the stream's end.
-
-    Raises `APITimeoutError` when it does not come in time, and `APIConnectionError` when it cannot be read: the SDK checks
-    nothing, and lets such errors pass for ours.
-    """
-    request = stream.response.request
-    with trio.move_on_after(patience_s):
-        try:
-            chunk = await anext(stream, None)
-            return None if chunk is None else answer.feed(chunk)
-        except (ValueError, TypeError, AttributeError, LookupError) as error:
-            raise openai.APIConnectionError(message=f"the answer cannot be read: {error}", request=request) from error
-    raise openai.APITimeoutError(request)
-
-
-def _explain(error: openai.APIError) -> str:
-    status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
-    return f"{status}{error.__cause__ or error}"

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from dialog_worker.agent.openai import OpenAIAgent
@@ -27,6 +28,14 @@ class CompletedCall(Struct, frozen=True):
     history: tuple[dict[str, Any], ...]
 
 
+class _Record(Struct, frozen=True):
+    """What a worker that takes over has to know besides the conversation."""
+
+    conversation: bytes = b""
+    transcript: tuple[Transcript, ...] = ()
+    recording: RecordingUrl | None = None
+
+
 class TwilioVoIPOpenAIAgent(OpenAIAgent):
     """Records and transcribes its call, greets without being interrupted, and is given everything once the caller has gone.
 
@@ -42,6 +51,7 @@ class TwilioVoIPOpenAIAgent(OpenAIAgent):
         super().__init__(**options)
         self.transcript: list[Transcript] = []
         self._recorded: RecordingUrl | None = None
+        self._kept = False  # recording and transcription were asked for
         self._ended = ""
 
     async def on_call_completed(self, call: CompletedCall) -> None:
@@ -49,7 +59,9 @@ class TwilioVoIPOpenAIAgent(OpenAIAgent):
 
     async def on_streaming_started(self, started: StreamingStarted) -> None:
         """Record, transcribe and greet, all at once."""
-        self.nursery.start_soon(self._keep_record)
+        if not self._kept:
+            self._kept = True
+            self.nursery.start_soon(self._keep_record)
         if not self.history:
             self.nursery.start_soon(self.greet, False)
 
@@ -64,12 +76,22 @@ class TwilioVoIPOpenAIAgent(OpenAIAgent):
             except RequestFailed as error:
                 log.error("%s", error)
 
+    def checkpoint(self) -> bytes:
+        return msgspec.msgpack.encode(_Record(super().checkpoint(), tuple(self.transcript), self._recorded))
+
+    async def restore(self, checkpoint: bytes, playing: dict[str, int]) -> None:
+        record = msgspec.msgpack.decode(checkpoint, type=_Record) if checkpoint else _Record()
+        self.transcript, self._recorded, self._kept = list(record.transcript), record.recording, True
+        await super().restore(record.conversation, playing)
+
     async def on_transcript(self, transcript: Transcript) -> None:
         if transcript.final:
             self.transcript.append(transcript)
+            self._unsaved_change()
 
     async def on_recording_url(self, recording: RecordingUrl) -> None:
         self._recorded = recording
+        self._unsaved_change()
 
     async def on_streaming_stopped(self, stopped: StreamingStopped) -> None:
         self._ended = stopped.reason

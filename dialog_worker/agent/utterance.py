@@ -80,6 +80,17 @@ class Utterance:
         begin = self._resumed_at_ms
         self._words += [Word(word.text, begin + word.start_ms, begin + word.end_ms) for word in words]
 
+    def adopted(self, text: str, words: tuple[Word, ...]) -> None:
+        """Another worker had it said, and this is all of it; what is left is to be heard."""
+        self.text = text
+        self._words = list(words)
+        self._ended = self._audio_posted = True
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """When its words are said, as far as that is known."""
+        return tuple(self._words)
+
     @property
     def over(self) -> bool:
         """Whether nothing more of it is to be said."""

@@ -7,7 +7,7 @@ import msgspec
 import trio
 
 from dialog_worker.agent.utterance import Utterance
-from dialog_worker.participant import ProviderError
+from dialog_worker.participant import ProviderError, Word
 from dialog_worker.tts.base import TTS, WordTimings
 from dialog_worker.voip import VoIP
 from protocol.messages import Message
@@ -33,6 +33,7 @@ class Voice:
         self.tts = ttss[0] if ttss else None
         self.utterances: dict[str, Utterance] = {}
         self.quiet_from = 0.0  # when the caller will have heard, or has heard, the last that was said
+        self.progressed: Callable[[], None] = _nothing  # called when more is known of when words are said
         self._voip = voip
         self._spares = deque(ttss[1:])
         self._report = report
@@ -41,6 +42,7 @@ class Voice:
         self._scopes: dict[TTS, trio.CancelScope] = {}
         self._names: dict[str, Utterance] = {}
         self._superseded: set[str] = set()
+        self._failed_for_good: TTS | None = None
 
     def open(self, nursery: trio.Nursery) -> None:
         """Begin to speak; `nursery` is the call's."""
@@ -66,6 +68,14 @@ class Voice:
             raise RuntimeError("this agent has no TTS to speak with; give it one, or post audio to self.voip")
         utterance = Utterance(uuid, self._voip, self.tts, interruptible=interruptible)
         self.utterances[uuid] = self._names[uuid] = utterance
+        return utterance
+
+    def adopt(self, uuid: str, text: str, words: tuple[Word, ...]) -> Utterance | None:
+        """Return an utterance that an earlier worker's voice has said as far as here; None where there is no voice now."""
+        if self.tts is None:
+            return None
+        utterance = self.utterances[uuid] = Utterance(uuid, self._voip, self.tts, interruptible=True)
+        utterance.adopted(text, words)
         return utterance
 
     @property
@@ -110,6 +120,7 @@ class Voice:
                 case WordTimings(uuid=name, words=words):
                     if utterance := self._names.get(name):
                         utterance.timed(words)
+                        self.progressed()
                 case ProviderError():
                     await self._failed(tts, msgspec.structs.replace(speaking, participant="tts"))
 
@@ -127,7 +138,7 @@ class Voice:
 
     async def _failed(self, tts: TTS, error: ProviderError) -> None:
         """Take up again what a failure cost: once with the same voice, then with the next."""
-        if error.uuid in self._superseded:
+        if error.uuid in self._superseded or tts is self._failed_for_good:
             return
         cost = self._names.get(error.uuid)
         if not error.fatal and (cost is None or cost.over):
@@ -142,7 +153,10 @@ class Voice:
             await self._fail_over(tts, error)
 
     async def _fail_over(self, failed: TTS, error: ProviderError) -> None:
+        self._failed_for_good = failed
         if self.tts is failed and not self._spares:
+            for utterance in list(self.utterances.values()):
+                self.cut(utterance)
             await self._lost(error)
             return
         if self.tts is failed:
@@ -158,3 +172,7 @@ class Voice:
         self._names.pop(old, None)
         self._names[name] = utterance
         utterance.resume(tts, name)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

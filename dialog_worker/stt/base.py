@@ -4,6 +4,7 @@ For each stretch of the caller's speech: `SpeechStarted` once, as soon as speech
 `Final` with the whole utterance, if any word was understood; then `SpeechEnded`. An agent never asks which provider it has.
 """
 
+import math
 from abc import abstractmethod
 from typing import TypeAlias
 
@@ -53,6 +54,11 @@ class STT(Participant[Hearing]):
 
         While the provider is away the audio is kept, up to a limit; what is lost beyond it is told in a `ProviderError`.
         """
+
+    @property
+    def unanswered_since(self) -> float:
+        """When the caller was last heard, in trio's time, if that is without an answer; `math.inf` if not, or if unknown."""
+        return math.inf
 
     def retire(self) -> Owed:
         """Another takes over: return what this one owes, in the stream's encoding, and emit nothing more.

@@ -1,5 +1,6 @@
 """What recognisers behind a WebSocket share: the caller's audio is kept until it is settled, and handed over if need be."""
 
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
@@ -70,6 +71,10 @@ class StreamingSTT(STT, Generic[MessageT]):
                 await self._socket.serve(self._session)
                 nursery.cancel_scope.cancel()
             await self._tell(self._end())
+
+    @property
+    def unanswered_since(self) -> float:
+        return math.inf if self._waiting_since() == math.inf else self._voice.voice_at
 
     def retire(self) -> Owed:
         """Another takes over: return the events that were not read yet, the end of an open turn with what is final of it,

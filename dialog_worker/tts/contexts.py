@@ -14,7 +14,7 @@ from dialog_worker.tts.base import Speaking
 from dialog_worker.tts.utterance import Context, Utterance
 from protocol.messages import Message
 
-TIMEOUT_S = 2.0  # said again then, and silent once more, an utterance still gets to another voice within 5 s
+TIMEOUT_S = 1.7  # said again then, and silent once more, an utterance gets to another voice 5 s after the caller's last word
 QUEUE_LIMIT = 64  # pieces: at a sentence each several minutes, more than any answer
 AHEAD = 2  # utterances with a context at a time: providers count and sell active contexts
 CLOSING_S = 1.0  # for a context that is probably over to say so

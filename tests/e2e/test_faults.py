@@ -1,4 +1,4 @@
-"""Workers that fail, hang, leave or stay: each costs its own call alone, which ends politely and says why in the log."""
+"""Workers that fail, hang, leave or stay, where none may follow: each costs its own call alone, and the log says why."""
 
 import pytest
 import trio
@@ -10,7 +10,7 @@ from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
 
 @pytest.fixture(scope="module")
 def dialogd(start_shared_dialogd: StartDialogd) -> Dialogd:
-    dialogd = start_shared_dialogd(calls={"shutdown_grace": 0.5})
+    dialogd = start_shared_dialogd(calls={"shutdown_grace": 0.5, "restarts": 0})
     dialogd.expects_traceback = True  # the agents' own
     return dialogd
 

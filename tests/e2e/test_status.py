@@ -15,7 +15,7 @@ from dialog_local.carrier.phonecall import Call
 from tests.conftest import StartDialogd
 from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PATIENCE_S, PUBLIC_URL, RECORDER, Dialogd
 from tests.e2e.twilio_api import Answer, TwilioApi, twilio_api
-from tests.e2e.twilio_client import CALLEE, CALLER, FORM, PhoneCall, Twilio, sign, verbs
+from tests.e2e.twilio_client import CALLEE, CALLER, FORM, PhoneCall, Twilio, sign
 
 ABOUT = ["recording", "transcript", "stream", "status"]
 
@@ -222,8 +222,9 @@ async def test_a_worker_that_was_killed_does_not_cost_its_caller_the_recording(d
             await record(call, dialogd, api, download=True)
             pid = (await dialogd.ask(f"/calls/{call.sid}"))["worker_pid"]
             os.kill(pid, signal.SIGKILL)
+            await dialogd.logged(event="worker died in mid-call, and another takes over", call=call.sid)
+            await call.stop()
             await call.closed()
-        assert verbs(await call.after()) == ["Say", "Hangup"]
         api.answers.append(Answer(200, b"RIFF and so on"))
         url = f"{api.url}/2010-04-01/Accounts/AC1/Recordings/RE1"
         await call.report("recording", RecordingSid="RE1", RecordingStatus="completed", RecordingUrl=url)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
-from dialog_worker.agent.openai import Answer, Sentences, ToolCall
+from dialog_worker.agent.completion import Answer, Sentences, ToolCall
 
 
 def sentences(*pieces: str) -> list[str]:

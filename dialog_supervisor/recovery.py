@@ -1,0 +1,94 @@
+"""What a call's next worker is told, so that it goes on where the last one was: the line, the state, the audio, the rest."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+from protocol.messages import Checkpoint, Event, Media, MessageDispatched, Metadata, Restored, StreamingStarted
+
+AUDIO_KEPT_S = 10.0  # of the caller's voice since the checkpoint
+_BYTES_PER_MS = 8
+_KEPT_BYTES = round(AUDIO_KEPT_S * 1000) * _BYTES_PER_MS
+_SLACK_BYTES = _KEPT_BYTES // 4  # over which the buffer grows before it is cut: cutting at every frame would copy all of it
+_UNDER_WAY_MS = 200  # of audio that was still in the pipe when the worker made its checkpoint
+_REPLAYED_BYTES = 1600  # a piece: 200 ms
+_TOLD_KEPT = 256  # events that a worker may have been told in vain
+
+
+class Recovery:
+    """One call's memory on behalf of its workers. No I/O.
+
+    A worker that saves no checkpoint is followed by one that begins anew, and hears only what is said from then on.
+    """
+
+    def __init__(self, restarts: int, window_s: float) -> None:
+        self._restarts = restarts
+        self._window_s = window_s
+        self._deaths: deque[float] = deque(maxlen=max(1, restarts))
+        self._lasting: dict[type[Event], Event] = {}
+        self._recent: deque[MessageDispatched] = deque(maxlen=_TOLD_KEPT)
+        self._missed: deque[Event] = deque(maxlen=_TOLD_KEPT)
+        self._state: bytes | None = None
+        self._audio = bytearray()
+        self._audio_ends_ms = 0
+        self._tries = 0  # at this checkpoint
+
+    def told(self, event: Event) -> None:
+        """A worker is told something that its successor may have to know."""
+        if isinstance(event, Media):
+            if self._state is not None:
+                self._keep(event)
+        elif isinstance(event, Metadata | StreamingStarted):
+            self._lasting[type(event)] = event
+        elif isinstance(event, MessageDispatched):
+            self._recent.append(event)
+
+    def _keep(self, media: Media) -> None:
+        self._audio += media.payload
+        self._audio_ends_ms = media.timestamp_ms + len(media.payload) // _BYTES_PER_MS
+        if len(self._audio) > _KEPT_BYTES + _SLACK_BYTES:
+            del self._audio[:-_KEPT_BYTES]
+
+    def missed(self, event: Event) -> None:
+        """There was no worker to tell it to. What the next one is told anyway is not kept twice."""
+        if not isinstance(event, Media | Metadata | StreamingStarted | MessageDispatched):
+            self._missed.append(event)
+
+    def saved(self, checkpoint: Checkpoint) -> None:
+        """The worker has a new state; the audio that is accounted for in it is needed no more."""
+        self._state = checkpoint.state
+        self._tries = 0
+        self._recent.clear()
+        kept = min(_KEPT_BYTES, (max(0, checkpoint.audio_ms) + _UNDER_WAY_MS) * _BYTES_PER_MS)
+        del self._audio[:-kept]
+
+    def may_restart(self, now: float) -> bool:
+        """Whether a worker that died now is to have a successor: not too often, and not twice in vain at one checkpoint."""
+        if self._restarts == 0 or self._tries > 1:
+            return False
+        often = len(self._deaths) == self._restarts and now - self._deaths[0] < self._window_s
+        self._deaths.append(now)
+        return not often
+
+    def introduction(self, playing: Mapping[str, int]) -> Iterator[Event]:
+        """Yield what the next worker is told first. `playing`: what of each utterance, in ms, the caller is still to hear.
+
+        A state that a worker has died of before it saved another is left out the second time.
+        """
+        state = self._state if self._tries == 0 else None
+        if self._state is not None:
+            self._tries += 1
+        heard = {report.uuid: report.played_ms for report in self._recent}
+        yield self._lasting[Metadata]
+        yield Restored(state or b"", heard | dict(playing))
+        if StreamingStarted in self._lasting:
+            yield self._lasting[StreamingStarted]
+        yield from self._recent
+        yield from self._missed
+        self._missed.clear()
+        if state is not None:
+            yield from self._replayed()
+
+    def _replayed(self) -> Iterator[Media]:
+        begin_ms = self._audio_ends_ms - len(self._audio) // _BYTES_PER_MS
+        for at in range(0, len(self._audio), _REPLAYED_BYTES):
+            yield Media(begin_ms + at // _BYTES_PER_MS, bytes(self._audio[at : at + _REPLAYED_BYTES]))
