@@ -135,6 +135,7 @@ class LogConfig(Section, frozen=True, kw_only=True):
     format: Literal["auto", "json", "console"] = "auto"
     """`auto` is readable on a terminal and JSON lines elsewhere."""
     level: Literal["debug", "info", "notice", "warning", "error"] = "info"
+    """The least that is written."""
     transcripts: bool = False
     """Whether what is said may appear in the log."""
 
