@@ -4,47 +4,28 @@ It places calls to a voice webhook and serves the REST requests that steer them 
 One `PhoneCompany` has many calls; `Call.run` carries one. Errors are told as Twilio tells them: code, message, status.
 """
 
-import base64
-import hmac
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import parse_qsl
 
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
-from dialog_local.carrier import twiml
-from dialog_local.carrier.phonecall import Account, Call, Step, Voice
+from dialog_local.carrier.faults import Faults
+from dialog_local.carrier.phonecall import Account, Call, Voice
+from dialog_local.carrier.rest import Api
+from dialog_local.carrier.transcriptions import Ear
 
 GRACEFUL_SECONDS = 0.2  # for requests under way when the phone company closes
-
-
-class RestError(Exception):
-    """A REST request that is refused."""
-
-    def __init__(self, status: int, code: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-    def response(self) -> JSONResponse:
-        """Return Twilio's error document."""
-        more_info = f"https://www.twilio.com/docs/errors/{self.code}"
-        body = {"code": self.code, "message": str(self), "more_info": more_info, "status": self.status}
-        return JSONResponse(body, self.status)
 
 
 class PhoneCompany:
     """An account with a phone company: it places calls, and knows them by sid for the REST requests about them.
 
-    `voice` speaks `<Say>`; without it the words pass in silence. `ssl_context` decides which servers are trusted.
+    `voice` speaks `<Say>`; without it the words pass in silence. `ear` transcribes. `ssl_context` decides which servers are
+    trusted. `faults` is what goes wrong with the REST API.
     """
 
     def __init__(
@@ -53,10 +34,12 @@ class PhoneCompany:
         auth_token: str,
         *,
         voice: Voice | None = None,
+        ear: Ear | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self.account = Account(account_sid, auth_token, voice, ssl_context or ssl.create_default_context())
+        self.account = Account(account_sid, auth_token, voice, ssl_context or ssl.create_default_context(), ear)
         self.calls: dict[str, Call] = {}
+        self.faults = Faults()
 
     def call(
         self,
@@ -86,62 +69,6 @@ class PhoneCompany:
         config.accesslog = config.errorlog = None
         config.graceful_timeout = GRACEFUL_SECONDS
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve, self._app(), config)
+            await nursery.start(serve, Api(self.account, self.calls, self.faults).app(), config)
             yield f"http://{host}:{port}"
             nursery.cancel_scope.cancel()
-
-    def _app(self) -> Starlette:
-        path = "/2010-04-01/Accounts/{account}/Calls/{call}.json"
-        routes = [Route(path, self._fetch, methods=["GET"]), Route(path, self._update, methods=["POST"])]
-        return Starlette(routes=routes, exception_handlers={RestError: _refuse, 404: _not_found})
-
-    async def _fetch(self, request: Request) -> JSONResponse:
-        return JSONResponse(self._named_call(request).resource())
-
-    async def _update(self, request: Request) -> JSONResponse:
-        call = self._named_call(request)
-        fields = dict(parse_qsl((await request.body()).decode()))
-        if call.ended:
-            raise RestError(400, 21220, "Call is not in-progress. Cannot redirect.")
-        if "Status" in fields:
-            _change_status(call, fields["Status"])
-        elif bool(fields.get("Twiml")) != bool(fields.get("Url")):
-            call.replace(_step(fields))
-        else:
-            raise RestError(400, 21218, "Give one of Status, Twiml and Url.")
-        return JSONResponse(call.resource())
-
-    def _named_call(self, request: Request) -> Call:
-        """Authenticate a request and return the call that it is about. Raises `RestError`."""
-        self._authenticate(request.headers.get("authorization", ""))
-        call = self.calls.get(request.path_params["call"])
-        if call is None or request.path_params["account"] != self.account.sid:
-            raise RestError(404, 20404, f"The requested resource {request.url.path} was not found")
-        return call
-
-    def _authenticate(self, authorization: str) -> None:
-        expected = base64.b64encode(f"{self.account.sid}:{self.account.auth_token}".encode()).decode()
-        if not hmac.compare_digest(authorization.encode(), f"Basic {expected}".encode()):
-            raise RestError(401, 20003, "Authenticate: the account sid or the auth token is not the one configured")
-
-
-def _change_status(call: Call, status: str) -> None:
-    if status == "completed" or (status == "canceled" and call.status in {"queued", "ringing"}):
-        call.end(f"ended over REST: Status={status}")
-        return
-    raise RestError(400, 21218, f"Status={status!r} is not possible for a call that is {call.status}.")
-
-
-def _step(fields: dict[str, str]) -> Step:
-    if url := fields.get("Url"):
-        return Step(twiml.Reference(url, fields.get("Method", "POST").upper()))
-    return Step(text=fields["Twiml"])
-
-
-async def _refuse(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RestError)
-    return error.response()
-
-
-async def _not_found(request: Request, _error: Exception) -> JSONResponse:
-    return RestError(404, 20404, f"The requested resource {request.url.path} was not found").response()

@@ -97,6 +97,30 @@ class Dialed(Struct, frozen=True):
     targets: tuple[str, ...]
 
 
+class RecordingChanged(Struct, frozen=True):
+    """A recording began, or was paused, resumed or stopped."""
+
+    at: float
+    recording_sid: str
+    status: str
+
+
+class TranscriptionChanged(Struct, frozen=True):
+    """A transcription began or ended."""
+
+    at: float
+    transcription_sid: str
+    status: str
+
+
+class Transcribed(Struct, frozen=True):
+    """One party's utterance was transcribed."""
+
+    at: float
+    who: Party
+    text: str
+
+
 class Problem(Struct, frozen=True):
     """An error or warning as Twilio's debugger would list it.
 
@@ -129,6 +153,9 @@ Event: TypeAlias = (
     | Said
     | Played
     | Dialed
+    | RecordingChanged
+    | TranscriptionChanged
+    | Transcribed
     | Problem
     | Ended
 )
@@ -142,7 +169,9 @@ class EventLog:
         self._appended = trio.Event()
 
     def append(self, event: Event) -> None:
-        """Add an event and wake the readers."""
+        """Add an event and wake the readers. What comes after the end, when reports are still made, is not kept."""
+        if self.history and isinstance(self.history[-1], Ended):
+            return
         self.history.append(event)
         self._appended.set()
         self._appended = trio.Event()

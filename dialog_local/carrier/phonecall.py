@@ -19,6 +19,9 @@ from dialog_local.carrier.events import Answered, Dialed, Ended, EventLog, Playe
 from dialog_local.carrier.line import Line
 from dialog_local.carrier.media import HandshakeFailed, MediaSocket, Wire, hold_media
 from dialog_local.carrier.playout import BYTES_PER_SECOND, SILENCE
+from dialog_local.carrier.recordings import Recordings
+from dialog_local.carrier.reports import Reports, iso_now
+from dialog_local.carrier.transcriptions import Ear, Transcriptions
 from dialog_local.carrier.webhooks import Route, WebhookFailed, Webhooks
 
 Status: TypeAlias = Literal["queued", "ringing", "in-progress", "completed", "failed"]
@@ -36,12 +39,16 @@ class CallEnded(Exception):
 
 
 class Account(Struct, frozen=True):
-    """Whose calls these are. `voice` speaks `<Say>`, else it passes in silence; `ssl_context` decides whom to trust."""
+    """Whose calls these are. `voice` speaks `<Say>`, else it passes in silence; `ssl_context` decides whom to trust.
+
+    `ear` transcribes; without it, nothing can be transcribed.
+    """
 
     sid: str
     auth_token: str
     voice: Voice | None
     ssl_context: ssl.SSLContext
+    ear: Ear | None = None
 
 
 class Step(Struct, frozen=True):
@@ -109,6 +116,10 @@ class Call:
         self._status_url = status_url
         self._route = Route(webhook_url, via, account.ssl_context)
         self._webhooks = Webhooks(account.auth_token, self._route)
+        self._reports = Reports(account.sid, self.sid, self._webhooks, self._not_taken)
+        self.recordings = Recordings(account.sid, self.sid, self._reports, self.log, self.now)
+        self.transcriptions = Transcriptions(account.ear, self._reports, self.log, self.now)
+        self._nursery: trio.Nursery | None = None
         self._next: Step | None = Step(twiml.Reference(webhook_url))
         self._scope = trio.CancelScope()  # around the document being carried out
         self._over = trio.Event()
@@ -159,11 +170,24 @@ class Call:
             self._ending = True
             self._scope.cancel()
 
+    def limit(self, seconds: float) -> None:
+        """End the call after so long, whatever happens until then."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._end_after, seconds)
+
+    async def _end_after(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        self.end(f"its TimeLimit of {seconds:g} s is over")
+
     async def run(self) -> None:
-        """Place the call and live through it until somebody hangs up or it fails; `log` tells what happened."""
+        """Place the call and live through it until somebody hangs up or it fails; `log` tells what happened.
+
+        Returns when the last report on the call is made, which may be some time after its end.
+        """
         self.status = "ringing"
         self.line = Line(trio.current_time(), self.log.append)
-        async with self._webhooks, trio.open_nursery() as nursery:
+        async with self._webhooks, self._reports.open(), trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self.line.run)
             try:
                 await self._follow_documents(nursery)
@@ -285,14 +309,14 @@ class Call:
         except HandshakeFailed as error:
             self._problem(error.code, str(error), error.http_status)
             outcome |= {"StreamError": str(error.code)}
-            self._tell_stream(nursery, verb, outcome | {"StreamEvent": "stream-error"})
+            self._tell_stream(verb, outcome | {"StreamEvent": "stream-error"})
             return outcome
         try:
-            self._tell_stream(nursery, verb, outcome | {"StreamEvent": "stream-started"})
+            self._tell_stream(verb, outcome | {"StreamEvent": "stream-started"})
             await self._converse(self.line, self.socket, verb)
         finally:
             self.socket = None
-            self._tell_stream(nursery, verb, outcome | {"StreamEvent": "stream-stopped"})
+            self._tell_stream(verb, outcome | {"StreamEvent": "stream-stopped"})
         return outcome
 
     async def _converse(self, line: Line, socket: MediaSocket, verb: twiml.Connect) -> None:
@@ -333,6 +357,8 @@ class Call:
             self.status = "completed"
             self._duration = trio.current_time() - self._answered_at
         line.finish()
+        self.recordings.finish()
+        self.transcriptions.finish()
         self.log.append(Ended(self.now(), self._reason or "the call was broken off"))
         self._over.set()
 
@@ -350,16 +376,11 @@ class Call:
             "CallbackSource": "call-progress-events",
             "SequenceNumber": "0",
         }
-        await self._tell(self._status_url, params)
+        await self._reports.tell(twiml.Reference(self._status_url), params)
 
-    def _tell_stream(self, nursery: trio.Nursery, verb: twiml.Connect, fields: dict[str, str]) -> None:
+    def _tell_stream(self, verb: twiml.Connect, fields: dict[str, str]) -> None:
         if verb.status_callback:
-            identity = {"AccountSid": self.account.sid, "CallSid": self.sid, "Timestamp": formatdate()}
-            nursery.start_soon(self._tell, verb.status_callback, identity | fields)
+            self._reports.soon(twiml.Reference(verb.status_callback), {"Timestamp": iso_now()} | fields)
 
-    async def _tell(self, url: str, params: dict[str, str]) -> None:
-        try:
-            await self._webhooks.ask(url, params)
-        except WebhookFailed as error:
-            if not self.ended:  # nothing follows `Ended`
-                self._problem(error.code, str(error), error.http_status)
+    def _not_taken(self, error: WebhookFailed) -> None:
+        self._problem(error.code, str(error), error.http_status)
