@@ -18,6 +18,7 @@ from dialog_local.call.speech_client import SpeechClient, SpeechUnavailable, sta
 from dialog_local.carrier.company import PhoneCompany
 from dialog_local.carrier.events import Said, StreamStarted, VoiceBegan, VoiceEnded
 from dialog_local.carrier.phonecall import Call
+from dialog_local.carrier.transcriptions import Deaf
 from dialog_local.speech.audio import UnreadableAudio
 
 _PATIENCE_SECONDS = 1.0  # for what takes longer, a line says what is being done
@@ -83,7 +84,9 @@ class Session:
             await self._speech.started(within=self._wait)
             turns = await self._prepared(lines, interrupt)
             await started(self._target.via or self._target.webhook_url, within=self._wait)
-            company = PhoneCompany(self._target.account_sid, self._target.token, voice=self._carrier_voice)
+            company = PhoneCompany(
+                self._target.account_sid, self._target.token, voice=self._carrier_voice, ear=self._carrier_ear
+            )
             if self._target.rest_address is not None:
                 await stack.enter_async_context(_served(company, self._target.rest_address))
             target = self._target
@@ -169,6 +172,13 @@ class Session:
             return await self._speech.say(text)
         except SpeechUnavailable:
             return b"\xff" * 8000
+
+    async def _carrier_ear(self, audio: bytes) -> str:
+        """Transcribe for the carrier; raises `Deaf` where there is no speech server."""
+        try:
+            return await self._speech.recognise(audio)
+        except SpeechUnavailable as error:
+            raise Deaf(str(error)) from error
 
     async def _written(self, placed: Call) -> list[str]:
         if self._out is None or placed.line is None:
