@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import resource
 import socket
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,8 @@ _LAST_WORDS_S = 0.5  # for the reason of a failure to reach the supervisor
 _TRACEBACK_CHARACTERS = 8_000
 _CHATTY = ("httpx2", "httpcore2", "openai", "trio-websocket")  # below warnings
 
+_reserve = bytearray(8 << 20)  # given back when a worker fails, perhaps for want of memory, so that it can say so
+
 Create = Callable[[VoIP], Agent]
 
 
@@ -32,7 +35,10 @@ def prepare() -> None:
 
 def run(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
     """Serve one call over `sock` and return the exit code."""
-    return trio.run(_serve, sock, create, generation, call_id)
+    try:
+        return trio.run(_serve, sock, create, generation, call_id)
+    finally:
+        _reserve.clear()  # what is raised here will be printed
 
 
 async def _serve(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
@@ -49,6 +55,7 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
         except (LinkClosed, ProtocolError):
             code = 1
         except (Exception, SystemExit, BaseExceptionGroup) as error:  # noqa: BLE001 - the call's boundary: what the agent raises is told to whoever keeps the log
+            _reserve.clear()
             with suppress(LinkClosed, OutboxFull):
                 link.post(Trace("log", sendable(_explain(error)), {"level": "error", "logger": "agent"}))
             code = 1
@@ -60,8 +67,16 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
 
 
 def _explain(error: BaseException) -> str:
+    permitted, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    remedy = f"\nit may take {permitted // 1_000_000} MB of memory; raise workers.memory if it needs more"
     text = "".join(traceback.format_exception(error)).rstrip()
-    return f"the agent failed\n{text[-_TRACEBACK_CHARACTERS:]}"
+    return f"the agent failed\n{text[-_TRACEBACK_CHARACTERS:]}{remedy if _is_for_memory(error) else ''}"
+
+
+def _is_for_memory(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_for_memory(one) for one in error.exceptions)
+    return isinstance(error, MemoryError)
 
 
 async def _beat(link: Link[Event]) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,19 @@ from tests.e2e.daemon import Dialogd, running
 from tests.local.sockets import MAX_CONTEXTS
 
 StartDialogd = Callable[..., Dialogd]
+TABLE = ("provider", "in mid-call", "silence", "words heard", "the agent is told", "the conversation")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of `tests/e2e/misbehaviour`, also where its calls were made by another process (pytest-xdist)."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    rows = [value for report in reports for name, value in report.user_properties if name == "misbehaviour"]
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in [TABLE, *rows]) for column in range(len(TABLE))]
+    terminalreporter.section("misbehaviours of providers in mid-call")
+    for row in [TABLE, *rows]:
+        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _starter(directory: Path, stack: ExitStack) -> StartDialogd:
@@ -38,10 +51,10 @@ def start_shared_dialogd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield _starter(tmp_path_factory.mktemp("shared"), stack)
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """`python -m dialog_local` with its models loaded; gives host and port. It must end cleanly on SIGTERM."""
-    command = [sys.executable, "-m", "dialog_local", "--listen", "127.0.0.1:0", "--max-contexts", str(MAX_CONTEXTS)]
+@contextmanager
+def local_providers(*options: str) -> Iterator[str]:
+    """Run `python -m dialog_local` with its models loaded; gives host and port. It must end cleanly on SIGTERM."""
+    command = [sys.executable, "-m", "dialog_local", "--listen", "127.0.0.1:0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         address = process.stderr.readline().removeprefix("listening on http://").strip()
@@ -53,3 +66,10 @@ def server() -> Iterator[str]:
             process.send_signal(signal.SIGTERM)
             rest = process.stderr.read()
     assert (process.returncode, rest) == (0, "")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The local providers, one for all tests, with few contexts, so that some can find them taken."""
+    with local_providers("--max-contexts", str(MAX_CONTEXTS)) as address:
+        yield address

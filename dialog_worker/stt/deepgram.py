@@ -139,13 +139,16 @@ class DeepgramSTT(StreamingSTT[Incoming]):
             if math.isinf(stalled_at):
                 await self._posted.park()
             elif now >= stalled_at:
-                raise ConnectionLost("stall", f"no answer to a voice for {self._stall_s:g} s")
+                raise self._stall()
             elif now >= ask_at > asked_at and not self._turn.is_open:
                 asked_at = ask_at
                 with trio.move_on_at(stalled_at):
                     await connection.send(FINALIZE)
             else:
                 await trio.sleep_until(ask_at if now < ask_at else stalled_at)
+
+    def _stall(self) -> ConnectionLost:
+        return ConnectionLost("stall", f"no answer to a voice for {self._stall_s:g} s")
 
     def _stalled_at(self) -> float:
         """When it will be too long. Within a turn news may be slow, as the caller notices only after the last word."""
@@ -175,7 +178,9 @@ class DeepgramSTT(StreamingSTT[Incoming]):
         self._garbled = garbled
 
     async def _finalize(self, connection: Connection[Incoming]) -> None:
-        """Ask for an open turn's end; the second time, end it ourselves."""
+        """Ask for an open turn's end; the second time, end it ourselves, or leave a server that has missed some of it."""
+        if self._finalizing and self._voice.since < math.inf:
+            raise self._stall()
         if self._finalizing:
             hearings = list(self._turn.end(forced=True))
             self._audio.settle(self._turn.forced_until_s - self._audio.offset_s)

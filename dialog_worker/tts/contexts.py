@@ -14,7 +14,8 @@ from dialog_worker.tts.base import Speaking
 from dialog_worker.tts.utterance import Context, Utterance
 from protocol.messages import Message
 
-TIMEOUT_S = 1.7  # said again then, and silent once more, an utterance gets to another voice 5 s after the caller's last word
+TIMEOUT_S = 2.0  # ten times what a voice takes, and twice what a busy one does
+AGAIN_SHARE = 0.6  # of it, when silent once more: another voice still answers within 5 s of the caller's last word
 QUEUE_LIMIT = 64  # pieces: at a sentence each several minutes, more than any answer
 AHEAD = 2  # utterances with a context at a time: providers count and sell active contexts
 CLOSING_S = 1.0  # for a context that is probably over to say so
@@ -63,6 +64,7 @@ class Contexts:
         self._over: set[str] = set()  # utterances whose text still comes
         self._lost: ProviderError | None = None
         self._connected_at = math.inf
+        self._fell_silent = False  # and nothing was heard of it since
         self.stalled = False  # since an utterance was given up for silence, this connection is not to be trusted
 
     @property
@@ -119,6 +121,7 @@ class Contexts:
         context = self._contexts.get(context_id)
         if context is None or not data:
             return
+        self._fell_silent = False
         if context is context.utterance.context and not context.has_audio():
             for older in [c for c in self._contexts.values() if c.utterance is context.utterance and c is not context]:
                 del self._contexts[older.id]
@@ -194,8 +197,8 @@ class Contexts:
             if now >= head.closing_at + CLOSING_S or not head.is_unfinished():
                 head.finished = True
             elif now >= self.deadline():
-                self.stalled = True
-                self._fail(head, f"{self._provider} fell silent for {self._limits.timeout_s:g} s", "timeout", cancel=True)
+                self._fail(head, f"{self._provider} fell silent for {self._timeout_s:g} s", "timeout", cancel=True)
+                self.stalled = self._fell_silent = True
                 continue
             if not head.finished:
                 return None
@@ -208,8 +211,12 @@ class Contexts:
         head = self._head()
         if head is None or head.finished:
             return math.inf
-        patience_s = self._limits.timeout_s + (0 if head.complete else self._limits.hesitation_s)
+        patience_s = self._timeout_s + (0 if head.complete else self._limits.hesitation_s)
         return min(head.closing_at + CLOSING_S, max(head.owed_since, self._connected_at) + patience_s)
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._limits.timeout_s * (AGAIN_SHARE if self._fell_silent else 1.0)
 
     def _blamed(self, context_id: str | None) -> Context | None:
         """The context that a failure is of: the only one, where the provider does not say."""

@@ -63,6 +63,16 @@ async def test_an_outage_that_nobody_notices_is_fatal_after_15_s(provider: Scrip
     assert [error.fatal for error in client.errors] == [False, True]
 
 
+async def test_who_has_waited_since_ever_is_not_kept_waiting_by_long_pauses(
+    provider: ScriptedProvider, clock: MockClock
+) -> None:
+    provider.refusals = [503] * 100
+    client = Client(provider.url)
+    client.waiting_since = -math.inf
+    await client.run()
+    assert 100 - len(provider.refusals) >= 8  # of which pauses that double leave room for 7 at most
+
+
 async def test_an_outage_is_fatal_once_somebody_has_waited_3_s(provider: ScriptedProvider, clock: MockClock) -> None:
     provider.refusals = [503] * 100
     client = Client(provider.url)

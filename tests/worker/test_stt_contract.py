@@ -1,10 +1,13 @@
 """What an agent may rely on, whoever recognises the caller's speech."""
 
+import math
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from trio.testing import MockClock
 
+from dialog_worker import DeepgramSTT, OpenAISTT
 from dialog_worker.stt.base import Final, Interim, SpeechEnded, SpeechStarted
 
 from .recognisers import RECOGNISERS, Line, Recogniser
@@ -55,3 +58,15 @@ async def test_one_utterance_ends_before_the_next_begins(line: Line) -> None:
         await recogniser.say(text)
         events = await events_until(line.stt, lambda event: event == SpeechEnded())
         assert [type(event) for event in events] == [SpeechStarted, Interim, Final, SpeechEnded]
+
+
+@pytest.mark.parametrize("kind", [DeepgramSTT, OpenAISTT])
+async def test_what_was_said_while_the_recogniser_is_away_is_unanswered(
+    kind: type[DeepgramSTT | OpenAISTT], autojump_clock: MockClock
+) -> None:
+    stt = kind("key", url="ws://127.0.0.1:9/")
+    stt.post(silence(1))
+    assert stt.unanswered_since == math.inf
+    await trio.sleep(5)
+    stt.post(speech(1))
+    assert stt.unanswered_since == trio.current_time()

@@ -90,6 +90,20 @@ async def test_a_stall_within_an_utterance_costs_no_word(line: Line, clock: Mock
     assert codes(events) == ["stall"]
 
 
+async def test_a_stall_in_the_middle_of_a_sentence_does_not_end_it_there(line: Line, clock: MockClock) -> None:
+    first = await line.accept()
+    line.stt.post(SAID)
+    await first.hear(2)
+    await first.begin()
+    await first.write("A table")
+    await trio.sleep(1.7)
+    line.stt.post(SAID)
+    second = await line.accept()
+    assert await second.hear(4) == SAID * 2
+    await second.say("A table for four.")
+    assert texts(await ended(line)) == ["A table for four."]
+
+
 async def test_two_stalls_in_a_row_are_fatal(line: Line, clock: MockClock) -> None:
     await line.accept()
     said_at = trio.current_time()

@@ -2,7 +2,7 @@
 
 from dialog_worker.participant import Word
 from dialog_worker.tts.base import WordTimings
-from dialog_worker.tts.contexts import Cancel, Line
+from dialog_worker.tts.contexts import AGAIN_SHARE, Cancel, Line
 from protocol.messages import Message
 
 from .utterances import drain, new_contexts, say
@@ -174,3 +174,17 @@ def test_a_provider_in_the_middle_of_its_text_is_not_taken_for_idle() -> None:
     contexts.audio("u-1", bytes(800), 0.1)
     assert say(contexts, "u", "Bye.", 2, done=True) == Line("u-1", "Bye.", last=True)
     assert contexts.deadline() == 7
+
+
+def test_after_one_silence_the_next_is_shorter_until_the_voice_is_heard_again() -> None:
+    contexts = new_contexts()
+    contexts.connected(0)
+    say(contexts, "u", "Hi.", 0, done=True)
+    assert contexts.deadline() == 5
+    drain(contexts, 5)
+    contexts.disconnected(5)
+    contexts.connected(10)
+    say(contexts, "v", "Hi.", 10, done=True)
+    assert contexts.deadline() == 10 + AGAIN_SHARE * 5
+    contexts.audio("v-1", b"a", 11)
+    assert contexts.deadline() == 11 + 5
