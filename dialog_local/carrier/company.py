@@ -14,7 +14,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 
 from dialog_local.carrier.faults import Faults
-from dialog_local.carrier.phonecall import Account, Call, Voice
+from dialog_local.carrier.phonecall import Account, Call, StatusEvent, Voice
 from dialog_local.carrier.rest import Api
 from dialog_local.carrier.transcriptions import Ear
 
@@ -50,12 +50,23 @@ class PhoneCompany:
         via: str = "",
         fallback_url: str = "",
         status_url: str = "",
+        status_events: tuple[StatusEvent, ...] = ("completed",),
     ) -> Call:
         """Make a call from `from_` to `to`, whose number is configured with `webhook_url`; `Call.run` places it.
 
-        `via` is a base URL that is really connected to where `webhook_url` names a public host, as behind a proxy.
+        `via` is a base URL that is really connected to where `webhook_url` names a public host, as behind a proxy. What
+        becomes of the call is told to `status_url`, as far as it is one of the `status_events`.
         """
-        made = Call(self.account, webhook_url, from_, to, via=via, fallback_url=fallback_url, status_url=status_url)
+        made = Call(
+            self.account,
+            webhook_url,
+            from_,
+            to,
+            via=via,
+            fallback_url=fallback_url,
+            status_url=status_url,
+            status_events=status_events,
+        )
         self.calls[made.sid] = made
         return made
 

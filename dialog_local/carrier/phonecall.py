@@ -5,7 +5,6 @@ Whoever scripts a call uses `Call.caller` to act and `Call.log` to learn what ha
 
 import ssl
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
 from functools import partial
 from math import ceil
 from secrets import token_hex
@@ -20,11 +19,12 @@ from dialog_local.carrier.line import Line
 from dialog_local.carrier.media import HandshakeFailed, MediaSocket, Wire, hold_media
 from dialog_local.carrier.playout import BYTES_PER_SECOND, SILENCE
 from dialog_local.carrier.recordings import Recordings
-from dialog_local.carrier.reports import Reports, iso_now
+from dialog_local.carrier.reports import Reports, iso_now, rfc_now
 from dialog_local.carrier.transcriptions import Ear, Transcriptions
 from dialog_local.carrier.webhooks import Route, WebhookFailed, Webhooks
 
 Status: TypeAlias = Literal["queued", "ringing", "in-progress", "completed", "failed"]
+StatusEvent: TypeAlias = Literal["ringing", "answered", "completed"]  # of which `answered` is told as in-progress
 Voice: TypeAlias = Callable[[str], Awaitable[bytes]]  # text to mu-law at 8 kHz
 
 SAY_CHARACTERS_PER_SECOND = 15  # how long <Say> takes where the phone company has no voice of its own
@@ -101,6 +101,7 @@ class Call:
         via: str = "",
         fallback_url: str = "",
         status_url: str = "",
+        status_events: tuple[StatusEvent, ...] = ("completed",),
     ) -> None:
         self.sid = "CA" + token_hex(16)
         self.account = account
@@ -111,9 +112,11 @@ class Call:
         self.line: Line | None = None
         self.socket: MediaSocket | None = None  # the open media stream, where tests cause their faults
         self.caller = Caller(self)
-        self._created_at = formatdate(usegmt=True)
+        self._created_at = rfc_now()
         self._fallback_url = fallback_url
-        self._status_url = status_url
+        self._status_to = twiml.Reference(status_url) if status_url else None
+        self._status_events = status_events
+        self._statuses_told = 0
         self._route = Route(webhook_url, via, account.ssl_context)
         self._webhooks = Webhooks(account.auth_token, self._route)
         self._reports = Reports(account.sid, self.sid, self._webhooks, self._not_taken)
@@ -122,6 +125,7 @@ class Call:
         self._nursery: trio.Nursery | None = None
         self._next: Step | None = Step(twiml.Reference(webhook_url))
         self._scope = trio.CancelScope()  # around the document being carried out
+        self._limited = trio.CancelScope()  # around the wait for the TimeLimit
         self._over = trio.Event()
         self._reason = ""
         self._ending = False
@@ -171,13 +175,20 @@ class Call:
             self._scope.cancel()
 
     def limit(self, seconds: float) -> None:
-        """End the call after so long, whatever happens until then."""
-        if self._nursery is not None:
-            self._nursery.start_soon(self._end_after, seconds)
+        """End the call so long after its answer, whatever happens until then; an earlier limit is forgotten.
 
-    async def _end_after(self, seconds: float) -> None:
-        await trio.sleep(seconds)
-        self.end(f"its TimeLimit of {seconds:g} s is over")
+        Twilio docs, Call resource: TimeLimit is the call's duration. One that is over already ends the call at once.
+        """
+        self._limited.cancel()
+        self._limited = trio.CancelScope()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._end_after, seconds, self._limited)
+
+    async def _end_after(self, seconds: float, limited: trio.CancelScope) -> None:
+        with limited:
+            answered_at = trio.current_time() if self._answered_at is None else self._answered_at
+            await trio.sleep_until(answered_at + seconds)
+            self.end(f"its TimeLimit of {seconds:g} s is over")
 
     async def run(self) -> None:
         """Place the call and live through it until somebody hangs up or it fails; `log` tells what happened.
@@ -189,12 +200,11 @@ class Call:
         async with self._webhooks, self._reports.open(), trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.line.run)
+            self._tell_status("ringing")
             try:
                 await self._follow_documents(nursery)
             finally:
                 self._conclude(self.line)
-            if self._status_url:
-                await self._tell_status()
             nursery.cancel_scope.cancel()
 
     def resource(self) -> dict[str, str | None]:
@@ -302,24 +312,25 @@ class Call:
         """Connect the line with a media stream until one of them ends. Returns what `action` is told of it."""
         assert self.line is not None
         wire = Wire(self.account.sid, self.sid, "MZ" + token_hex(16), verb.parameters)
-        outcome = {"StreamSid": wire.stream_sid}
+        outcome, tell = {"StreamSid": wire.stream_sid}, partial(self._tell_stream, verb, wire.stream_sid)
         try:
             hold = partial(hold_media, verb.url, wire, self._route, self.account.auth_token)
             self.socket = await nursery.start(hold)
         except HandshakeFailed as error:
             self._problem(error.code, str(error), error.http_status)
-            outcome |= {"StreamError": str(error.code)}
-            self._tell_stream(verb, outcome | {"StreamEvent": "stream-error"})
-            return outcome
+            tell("stream-error", f"{error.code}: {error}")
+            return outcome | {"StreamError": str(error.code)}
         try:
-            self._tell_stream(verb, outcome | {"StreamEvent": "stream-started"})
-            await self._converse(self.line, self.socket, verb)
+            tell("stream-started")
+            if abnormal := await self._converse(self.line, self.socket, verb):
+                tell("stream-error", f"31903: {abnormal}")
         finally:
             self.socket = None
-            self._tell_stream(verb, outcome | {"StreamEvent": "stream-stopped"})
+            tell("stream-stopped")
         return outcome
 
-    async def _converse(self, line: Line, socket: MediaSocket, verb: twiml.Connect) -> None:
+    async def _converse(self, line: Line, socket: MediaSocket, verb: twiml.Connect) -> str:
+        """Hold a media stream until it ends. Returns what was abnormal about its end, "" for nothing."""
         wire = socket.wire
         socket.send(wire.connected())
         socket.send(wire.start())
@@ -331,6 +342,7 @@ class Call:
             reason = abnormal or "the agent's side closed the media socket"
             if abnormal:
                 self._problem(31903, abnormal)
+            return abnormal or ""
         finally:
             line.detach()
             await socket.close()
@@ -342,6 +354,7 @@ class Call:
             self.status = "in-progress"
             self.line.answered = True
             self.log.append(Answered(self.now()))
+            self._tell_status("answered")
 
     def _fail(self, error: WebhookFailed | twiml.DocumentError) -> None:
         self._problem(error.code, str(error), getattr(error, "http_status", 0))
@@ -360,27 +373,35 @@ class Call:
         self.recordings.finish()
         self.transcriptions.finish()
         self.log.append(Ended(self.now(), self._reason or "the call was broken off"))
+        self._tell_status("completed")
         self._over.set()
 
     async def _cancel_when_over(self, scope: trio.CancelScope) -> None:
         await self._over.wait()
         scope.cancel()
 
-    async def _tell_status(self) -> None:
-        """Post the status callback (Twilio docs, Call resource: StatusCallback); by default only the end is told."""
+    def _tell_status(self, event: StatusEvent) -> None:
+        """Report on the call, if that was wished for (Twilio docs, Call resource: StatusCallback)."""
+        if event not in self._status_events:
+            return
         params = self._parameters() | {
-            "Duration": str(ceil(self._duration / 60)),
-            "CallDuration": str(ceil(self._duration)),
-            "SipResponseCode": "200",
-            "Timestamp": formatdate(),
+            "Timestamp": rfc_now(),
             "CallbackSource": "call-progress-events",
-            "SequenceNumber": "0",
+            "SequenceNumber": str(self._statuses_told),
         }
-        await self._reports.tell(twiml.Reference(self._status_url), params)
+        if event == "completed":
+            params |= {
+                "Duration": str(ceil(self._duration / 60)),
+                "CallDuration": str(ceil(self._duration)),
+                "SipResponseCode": "200",
+            }
+        self._statuses_told += 1
+        self._reports.soon(self._status_to, params)
 
-    def _tell_stream(self, verb: twiml.Connect, fields: dict[str, str]) -> None:
-        if verb.status_callback:
-            self._reports.soon(twiml.Reference(verb.status_callback), {"Timestamp": iso_now()} | fields)
+    def _tell_stream(self, verb: twiml.Connect, sid: str, event: str, error: str = "") -> None:
+        """Report on a stream (Twilio docs, TwiML <Stream>: statusCallback)."""
+        fields = {"StreamSid": sid, "StreamName": verb.name or sid, "StreamEvent": event, "Timestamp": iso_now()}
+        self._reports.soon(verb.status_callback, fields | ({"StreamError": error} if error else {}))
 
     def _not_taken(self, error: WebhookFailed) -> None:
         self._problem(error.code, str(error), error.http_status)

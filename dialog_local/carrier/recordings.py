@@ -7,8 +7,6 @@ stretches of the line's two tracks belong to it.
 import io
 import wave
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from email.utils import format_datetime
 from secrets import token_hex
 from typing import Literal, TypeAlias
 
@@ -18,9 +16,9 @@ from msgspec import Struct
 
 from dialog_local.carrier.events import EventLog, Party, RecordingChanged
 from dialog_local.carrier.faults import RestError
-from dialog_local.carrier.line import Track, audible_span
+from dialog_local.carrier.line import FRAME_BYTES, FRAME_SECONDS, Track, audible_span
 from dialog_local.carrier.playout import BYTES_PER_SECOND, SILENCE
-from dialog_local.carrier.reports import Reports
+from dialog_local.carrier.reports import Reports, rfc_now
 from dialog_local.carrier.twiml import Reference
 from dialog_local.speech.audio import decode, encode
 
@@ -62,7 +60,7 @@ class Recording:
         self.sid = "RE" + token_hex(16)
         self.order = order
         self.status: Status = "in-progress"
-        self.started_at = format_datetime(datetime.now(UTC))
+        self.started_at = rfc_now()
         self.seconds = 0.0
         self.ended = trio.Event()
         self._tracks = tracks
@@ -212,7 +210,8 @@ _CHANNELS = {"mono": 1, "dual": 2}
 
 
 def _sample(seconds: float) -> int:
-    return round(seconds * BYTES_PER_SECOND)
+    """Return where the frame under way began: what a party says from now on is put into that frame when it is due."""
+    return int(seconds / FRAME_SECONDS) * FRAME_BYTES
 
 
 def _whole(seconds: float) -> str:

@@ -3,19 +3,29 @@
 Twilio docs, "Recording status callbacks", "Real-Time Transcriptions", TwiML <Stream> statusCallback, Call StatusCallback.
 """
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import TypeAlias
 
 import trio
 
 from dialog_local.carrier.twiml import Reference
 from dialog_local.carrier.webhooks import WebhookFailed, Webhooks
 
+Report: TypeAlias = tuple[Reference, Mapping[str, str]]  # where to, and its fields
+
 
 def iso_now() -> str:
     """Return the time as reports on streams and transcriptions have it: ISO 8601, in UTC."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def rfc_now() -> str:
+    """Return the time as reports on calls and recordings have it: RFC 2822, in UTC."""
+    return format_datetime(datetime.now(UTC))
 
 
 class Reports:
@@ -26,12 +36,16 @@ class Reports:
         self._webhooks = webhooks
         self._failed = failed
         self._nursery: trio.Nursery | None = None
+        self._line_up: trio.MemorySendChannel[Report] | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Take reports inside the block, and leave it when the last has been told or has failed."""
+        self._line_up, waiting = trio.open_memory_channel[Report](math.inf)  # a call's reports are few
         async with trio.open_nursery() as self._nursery:
-            yield
+            self._nursery.start_soon(self._tell_in_turn, waiting)
+            with self._line_up:
+                yield
 
     def start(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run what has more than one report to tell, each in its time."""
@@ -39,8 +53,15 @@ class Reports:
         self._nursery.start_soon(task)
 
     def soon(self, to: Reference | None, fields: Mapping[str, str]) -> None:
-        """Tell something as soon as possible; two that follow each other closely may overtake."""
-        self.start(lambda: self.tell(to, fields))
+        """Tell something when what was to be told before it has been taken or has failed."""
+        if to is not None:
+            assert self._line_up is not None, "reports are taken while the call runs"
+            self._line_up.send_nowait((to, fields))
+
+    async def _tell_in_turn(self, waiting: trio.MemoryReceiveChannel[Report]) -> None:
+        with waiting:
+            async for to, fields in waiting:
+                await self.tell(to, fields)
 
     async def tell(self, to: Reference | None, fields: Mapping[str, str]) -> None:
         """Tell something; to nobody, if no address was given."""

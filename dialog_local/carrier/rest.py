@@ -109,14 +109,15 @@ class Api:
         if call.ended:
             raise RestError(400, 21220, "Call is not in-progress. Cannot redirect.")
         url, text, status, limit = map(form.get, ("Url", "Twiml", "Status", "TimeLimit"))
-        if not limit and [bool(url), bool(text), bool(status)].count(True) != 1:
-            raise RestError(400, 21218, "Give one of Status, Twiml and Url.")
+        method, wishes = form.choice("Method", "POST", "GET"), [wish for wish in (url, text, status) if wish]
+        if len(wishes) > 1 or not (wishes or limit):
+            raise RestError(400, 21218, "Give one of Status, Twiml and Url, or a TimeLimit.")
         if limit:
             call.limit(_seconds(limit))
         if status:
             _change_status(call, status)
         elif url:
-            call.replace(Step(twiml.Reference(url, form.choice("Method", "POST", "GET"))))
+            call.replace(Step(twiml.Reference(url, method)))
         elif text:
             call.replace(Step(text=text))
         return JSONResponse(call.resource())

@@ -96,6 +96,7 @@ class Transcription:
         try:
             await self._transcribe_all()
         except Deaf as error:
+            self.status = "stopped"
             # as live captures have it; other sources spell TranscriptionErrorCode and TranscriptionError
             await self._tell("error", {"ErrorCode": str(INVALID_ENGINE), "ErrorMessage": str(error)})
         await self._tell("stopped", {})

@@ -64,12 +64,16 @@ class Dial(Struct, frozen=True):
 
 
 class Connect(Struct, frozen=True):
-    """Connect the caller with a media stream until that ends; then `action`, or the next verb."""
+    """Connect the caller with a media stream until that ends; then `action`, or the next verb.
+
+    `status_callback` is told what becomes of the stream, which it knows by its `name`.
+    """
 
     url: str
     parameters: dict[str, str]
     action: Reference | None = None
-    status_callback: str = ""
+    status_callback: Reference | None = None
+    name: str = ""
 
 
 Verb: TypeAlias = Say | Play | Pause | Hangup | Redirect | Dial | Connect
@@ -144,12 +148,13 @@ def _connect(connect: ElementTree.Element, base_url: str) -> Connect:
     track = stream.get("track", "inbound_track")
     if track != "inbound_track":
         raise DocumentError(31941, f"<Stream track={track!r}>: under <Connect> only inbound_track is possible")
-    action = connect.get("action")
+    action, told = connect.get("action"), stream.get("statusCallback")
     return Connect(
         _stream_url(stream.get("url", "")),
         dict(_parameter(child) for child in stream),
         _reference(connect, base_url, action) if action else None,
-        stream.get("statusCallback", ""),
+        Reference(urljoin(base_url, told), stream.get("statusCallbackMethod", "POST").upper()) if told else None,
+        stream.get("name", ""),
     )
 
 

@@ -7,12 +7,15 @@ import json
 import os
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from dialog_local.speech.audio import Samples
 from dialog_local.speech.hearing import RATE, is_audible
+
+SENTENCES_REMEMBERED = 256  # of a few seconds: 50 MB at most
 
 
 class Recogniser(Protocol):
@@ -94,6 +97,18 @@ class Piper:
         config = self._synthesis(length_scale=self._voice.config.length_scale / speed)
         chunks = [chunk.audio_float_array for chunk in self._voice.synthesize(sentence, config)]
         return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.float32)
+
+
+class Remembering:
+    """A voice that says what it has said before at once: many calls at a time say the same, and a machine is small."""
+
+    def __init__(self, voice: Voice) -> None:
+        self._say = lru_cache(maxsize=SENTENCES_REMEMBERED)(voice.say)
+        self.rate = voice.rate
+
+    def say(self, sentence: str, speed: float = 1.0) -> Samples:
+        """Return the sentence spoken, the same samples every time."""
+        return self._say(sentence, speed)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from dialog_local.misbehaviour.asgi import PREFIX, Misbehaviour, MisbehaviourMid
 from dialog_local.speech.connection import Connection
 from dialog_local.speech.dictation import transcribe_live
 from dialog_local.speech.listen import Ear, listen, transcribe_recording
-from dialog_local.speech.models import Moonshine, Piper
+from dialog_local.speech.models import Moonshine, Piper, Remembering
 from dialog_local.speech.multistream import multi_stream_input
 from dialog_local.speech.speak import MAX_CONTEXTS, Mouth, tts_bytes, tts_websocket
 
@@ -99,9 +99,9 @@ async def _gone(_request: Request, _left: Exception) -> Response:
     return Response(status_code=400)
 
 
-def _warm_voice() -> Piper:
+def _warm_voice() -> Remembering:
     """A voice that has spoken: its first sentence takes several times as long as the next."""
-    voice = Piper()
+    voice = Remembering(Piper())
     voice.say(_WARM_UP)
     return voice
 

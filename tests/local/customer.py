@@ -15,11 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from twilio.request_validator import RequestValidator
 
 from dialog_local.carrier.company import PhoneCompany
-from dialog_local.carrier.events import (
-    Event,
-)
+from dialog_local.carrier.events import Event
 from dialog_local.carrier.phonecall import Call
 
 SID, TOKEN = "AC" + "1" * 32, "secret"
@@ -37,6 +36,7 @@ class Customer:
         self.messages: list[dict[str, Any]] = []
         self.handshakes: list[dict[str, str]] = []
         self.url = ""
+        self._asked = trio.Event()
 
     @property
     def paths(self) -> list[str]:
@@ -53,6 +53,8 @@ class Customer:
     async def _answer(self, request: Request) -> Response:
         params = dict(parse_qsl((await request.body()).decode(), keep_blank_values=True))
         self.requests.append((request.url.path, dict(request.headers), params))
+        self._asked.set()
+        self._asked = trio.Event()
         document = self.documents.get(request.url.path, 404)
         if isinstance(document, int):
             return Response(status_code=document)
@@ -72,6 +74,20 @@ class Customer:
                 self.messages.append(json.loads(await websocket.receive_text()))
         except (WebSocketDisconnect, RuntimeError):
             return  # the phone company, or `converse`, closed it
+
+    def reports(self, path: str) -> list[dict[str, str]]:
+        """Return what was told at a path, every report of it signed."""
+        told = [(headers, params) for asked, headers, params in self.requests if asked == path]
+        validator = RequestValidator(TOKEN)
+        assert all(validator.validate(self.url + path, params, headers["x-twilio-signature"]) for headers, params in told)
+        return [params for _, params in told]
+
+    async def told(self, path: str, count: int = 1) -> dict[str, str]:
+        """Return the last of so many reports at a path, as soon as there are so many."""
+        with trio.fail_after(5):
+            while len(self.reports(path)) < count:
+                await self._asked.wait()
+        return self.reports(path)[count - 1]
 
     def stream(self, inside: str = "", **attributes: str) -> str:
         given = "".join(f' {name}="{value}"' for name, value in attributes.items())

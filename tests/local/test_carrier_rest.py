@@ -1,46 +1,18 @@
 """The phone company's REST API, asked by the carrier's own package."""
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 import trio
 from twilio.base.exceptions import TwilioRestException
-from twilio.http import AsyncHttpClient
-from twilio.http.response import Response as TwilioResponse
-from twilio.rest import Client
 
 from dialog_local.carrier.company import PhoneCompany
-from dialog_local.carrier.events import (
-    Ended,
-    Said,
-    StreamStarted,
-)
+from dialog_local.carrier.events import Ended, Said, StreamStarted
+from dialog_local.carrier.faults import RestError
+from tests.local.carrier_api import twilio_client
 from tests.local.customer import SID, TOKEN, Customer, events, place, run, until
-
-# REST
-
-
-class HttpxForTwilio(AsyncHttpClient):  # type: ignore[misc]  # the package is untyped
-    """The Twilio package's HTTP on httpx, sent to the phone company instead of api.twilio.com."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        super().__init__(logging.getLogger(__name__), True)
-        self._client = client
-
-    async def request(self, method: str, url: str, **options: Any) -> TwilioResponse:
-        path = url.removeprefix("https://api.twilio.com")
-        answer = await self._client.request(method, path, data=options.get("data"), auth=options.get("auth"))
-        return TwilioResponse(answer.status_code, answer.text)
-
-
-@asynccontextmanager
-async def twilio_client(company: PhoneCompany, token: str = TOKEN) -> AsyncIterator[Client]:
-    async with company.serve() as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
-        yield Client(SID, token, http_client=HttpxForTwilio(client))
 
 
 async def test_rest_ends_a_call_and_stops_its_stream(company: PhoneCompany, customer: Customer) -> None:
@@ -98,3 +70,90 @@ async def test_a_port_in_use_is_told_as_such(company: PhoneCompany) -> None:
         with pytest.raises(OSError, match="in use"):
             async with PhoneCompany(SID, TOKEN).serve("127.0.0.1", port):
                 pass
+
+
+# TimeLimit
+
+
+async def test_a_call_ends_when_its_time_limit_is_over(company: PhoneCompany, customer: Customer) -> None:
+    customer.documents["/voice"] = customer.stream()
+    call = place(company, customer)
+    async with twilio_client(company) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(run, call)
+        await until(call, StreamStarted)
+        await client.calls(call.sid).update_async(time_limit=60)
+        await client.calls(call.sid).update_async(time_limit=1)
+        ended = await until(call, Ended)
+    assert ended.reason == "its TimeLimit of 1 s is over"
+    assert 0.9 < ended.at < 1.5
+
+
+async def test_a_later_time_limit_replaces_the_one_before(company: PhoneCompany, customer: Customer) -> None:
+    customer.documents["/voice"] = customer.stream()
+    call = place(company, customer)
+    async with twilio_client(company) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(run, call)
+        await until(call, StreamStarted)
+        await client.calls(call.sid).update_async(time_limit=1)
+        await client.calls(call.sid).update_async(time_limit=60)
+        await call.caller.speak(b"\xff" * 9600)  # 1.2 s
+        call.caller.hang_up()
+    assert events(call, Ended)[0].reason == "the caller hung up"
+
+
+async def test_a_time_limit_must_be_a_number_of_seconds(company: PhoneCompany, customer: Customer) -> None:
+    async with rung(company, customer) as client:
+        with pytest.raises(TwilioRestException, match="TimeLimit='0' is not a number of seconds") as refused:
+            await client.update_async(time_limit=0)
+    assert (refused.value.status, refused.value.code) == (400, 20001)
+
+
+# Faults
+
+
+@asynccontextmanager
+async def rung(company: PhoneCompany, customer: Customer) -> AsyncIterator[Any]:
+    """Give a call that has begun at Twilio's package; it is hung up at the end of the block."""
+    customer.documents["/voice"] = customer.stream()
+    call = place(company, customer)
+    async with twilio_client(company) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(run, call)
+        await until(call, StreamStarted)
+        yield client.calls(call.sid)
+        call.caller.hang_up()
+
+
+async def test_a_busy_company_takes_so_many_requests_not(company: PhoneCompany, customer: Customer) -> None:
+    async with rung(company, customer) as call:
+        company.faults.busy = 2
+        for _ in range(2):
+            with pytest.raises(TwilioRestException) as busy:
+                await call.fetch_async()
+            assert (busy.value.status, busy.value.code) == (429, 20429)
+        assert (await call.fetch_async()).status == "in-progress"
+
+
+async def test_an_outage_lasts_until_it_is_over(company: PhoneCompany, customer: Customer) -> None:
+    async with rung(company, customer) as call:
+        company.faults.out = True
+        with pytest.raises(TwilioRestException) as out:
+            await call.fetch_async()
+        company.faults.out = False
+        assert (await call.fetch_async()).status == "in-progress"
+    assert out.value.status == 503
+
+
+async def test_a_silent_company_never_answers(company: PhoneCompany, customer: Customer) -> None:
+    async with rung(company, customer) as call:
+        company.faults.silent = True
+        with trio.move_on_after(0.2) as patience:
+            await call.fetch_async()
+    assert patience.cancelled_caught
+
+
+async def test_one_resource_can_be_refused_while_the_others_work(company: PhoneCompany, customer: Customer) -> None:
+    async with rung(company, customer) as call:
+        company.faults.refusals["Recordings"] = RestError(400, 21220, "not now")
+        with pytest.raises(TwilioRestException, match="not now"):
+            await call.recordings.create_async()
+        assert (await call.fetch_async()).status == "in-progress"

@@ -21,7 +21,7 @@ from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, Dialogd
 from tests.e2e.misbehaviour.cases import BOOKING, CASES, MENU, SPEAKS_AT_S, Case
 from tests.e2e.misbehaviour.detour import Detour
 
-AT_ONCE = 6  # calls; more make the recogniser of a small machine late
+AT_ONCE = 4  # calls; more make the recogniser of a small machine late
 APART_S = 0.7  # between two beginnings, so that not all speak at once
 LONGEST_S = 40.0  # of a call; none that is right lasts half as long
 TELLING_S = 1.0  # after a call, for dialogd's last steps
