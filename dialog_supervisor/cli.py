@@ -42,6 +42,9 @@ class Failed(Exception):
 def run(*, config: ConfigFile = _DEFAULT_FILE) -> None:
     """Take calls until SIGTERM or Ctrl-C.
 
+    After SIGTERM the calls under way may end by themselves, for up to calls.drain_timeout; Ctrl-C brings their callers the
+    fallback. A second signal stops at once.
+
     Parameters
     ----------
     config
@@ -87,12 +90,22 @@ def status(*, json: AsJson = False) -> None:
     print(
         f"dialogd {found['version']}, process {found['pid']}, up {found['uptime_s']:.0f} s, generation {found['generation']}"
     )
-    print("taking calls" if found["accepting"] else "not taking calls")
+    print(_readiness(found))
     states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
     print(f"{found['calls']} calls{f' ({states})' if states else ''}, {found['workers']} workers")
+    refused = ", ".join(f"{count} {reason}" for reason, count in found["refused"].items() if count)
+    if refused:
+        print(f"refused since the start: {refused}")
     for one in found["generations"]:
         if one["state"] in ("starting", "retiring"):
             print(f"generation {one['generation']} is {one['state']}, {one['calls']} calls")
+
+
+def _readiness(found: dict[str, Any]) -> str:
+    if found["accepting"]:
+        return "taking calls"
+    why = "stopping" if found["stopping"] else "draining" if found["draining"] else "starting"
+    return f"not taking calls: {why}"
 
 
 @control.command
@@ -133,6 +146,26 @@ def hangup(call_id: str) -> None:
     """End a call."""
     _ask("POST", f"/calls/{call_id}/hangup")
     print(f"{call_id} is ending")
+
+
+@control.command
+def drain(*, json: AsJson = False) -> None:
+    """Take no other calls, without stopping: those under way go on, and new callers are given the fallback."""
+    _admit("/drain", json=json)
+
+
+@control.command
+def undrain(*, json: AsJson = False) -> None:
+    """Take calls again, after dialogctl drain."""
+    _admit("/undrain", json=json)
+
+
+def _admit(path: str, *, json: bool) -> None:
+    found = _ask("POST", path)
+    if json:
+        _print_json(found)
+    else:
+        print(f"{_readiness(found)}; {found['calls']} calls")
 
 
 @control.command

@@ -70,8 +70,11 @@ class AgentConfig(Section, frozen=True, kw_only=True):
 
 
 class CallsConfig(Section, frozen=True, kw_only=True):
-    """`[calls]`: how long each state of a call may take, in seconds."""
+    """`[calls]`: how many calls there may be, and how long each state of one may take, in seconds."""
 
+    max_calls: Count = 1_000
+    """Calls at a time; one more is given the fallback. A call has a media socket and its webhooks' connection: no more than
+    half of `gateway.max_connections`."""
     connect_timeout: Seconds = 30.0
     """From the webhook's answer until the carrier has opened the media socket."""
     reconnect_timeout: Seconds = 10.0
@@ -93,6 +96,22 @@ class CallsConfig(Section, frozen=True, kw_only=True):
     """Seconds in which `restarts` are counted."""
     shutdown_grace: Seconds = 5.0
     """For a worker to do what it does last, and to leave, once its call is over; then it is killed."""
+    drain_timeout: Annotated[float, Meta(ge=0)] = 300.0
+    """For calls under way to end by themselves after SIGTERM; then their callers are given the fallback. Whatever kills a
+    `dialogd` that does not stop must wait longer: by twice `ending_timeout`, `shutdown_grace`, and a second."""
+
+
+class WorkersConfig(Section, frozen=True, kw_only=True):
+    """`[workers]`: what the process of one call may take of the machine."""
+
+    memory: Count = 512_000_000
+    """Bytes of its own, used or only set aside: RLIMIT_DATA, which counts what the agent's imports took, and libraries not;
+    a thread sets aside 8 MB. A worker that is refused more fails, and is followed by another."""
+    open_files: Count = 1_024
+    """Files, sockets and pipes open at a time (RLIMIT_NOFILE)."""
+    core_dumps: bool = False
+    """Whether its memory, with what the caller said, may be written to disk when it crashes, and be looked at by debuggers
+    and profilers (`dialogctl load` too) of the user that it runs as; root's always may."""
 
 
 class FallbackConfig(Section, frozen=True, kw_only=True):
@@ -147,6 +166,7 @@ class Tables(Section, frozen=True, kw_only=True):
     twilio: TwilioConfig
     agent: AgentConfig
     calls: CallsConfig = CallsConfig()
+    workers: WorkersConfig = WorkersConfig()
     fallback: FallbackConfig = FallbackConfig()
     transfer: TransferConfig = TransferConfig()
     recordings: RecordingsConfig = RecordingsConfig()

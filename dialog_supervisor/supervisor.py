@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_args
 
 import httpx
 import structlog
@@ -22,16 +22,67 @@ from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.config import Config, ConfigError, split_address
-from dialog_supervisor.control.app import Controlled, serve_control
+from dialog_supervisor.control.app import Controlled, Refused, serve_control
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.generations import Generations
 from dialog_supervisor.http import Listener, Request, Response, Upgrade
 from dialog_supervisor.snapshot import GenerationFailed
+from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
 from protocol.messages import Metadata
 
 _BACKLOG = 1024  # connections that the kernel may hold while the loop is busy
+_REFUSALS_KEPT = 1_000  # refused calls that are remembered, so that a webhook that is sent again counts once
+
+Objection = Literal["draining", "max_calls", "system"]  # the last: the machine has no descriptors left
+_REMEDIES: dict[Objection, str] = {
+    "draining": "dialogctl undrain, or wait until dialogd runs again",
+    "max_calls": "raise calls.max_calls, or have another dialogd take calls too",
+}
 
 log = structlog.get_logger("dialogd")
+
+
+class Admission:
+    """Decides whether another call is taken, by an operator's wish and by number, and counts those that are not."""
+
+    def __init__(self, max_calls: int) -> None:
+        self.started = False
+        self.draining = False  # by dialogctl drain
+        self.stopping = False
+        self.refused: Counter[Objection] = Counter()
+        self._max_calls = max_calls
+        self._refusals: dict[str, None] = {}  # ids of calls, the oldest first
+
+    @property
+    def open(self) -> bool:
+        """Whether calls are taken as long as there are not too many."""
+        return self.started and not self.draining and not self.stopping
+
+    def objection(self, calls: int) -> Objection | None:
+        """Return why no other call is taken beside this many, or None when one is."""
+        if not self.open:
+            return "draining"
+        return "max_calls" if calls >= self._max_calls else None
+
+    def refuse(self, call_id: str, why: Objection) -> bool:
+        """Count a refused call. Return False if it was refused before: carriers send a webhook again."""
+        if call_id in self._refusals:
+            return False
+        self._refusals[call_id] = None
+        if len(self._refusals) > _REFUSALS_KEPT:
+            del self._refusals[next(iter(self._refusals))]
+        self.refused[why] += 1
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """Return it for `dialogctl status`."""
+        return {
+            "accepting": self.open,
+            "draining": self.draining,
+            "stopping": self.stopping,
+            "max_calls": self._max_calls,
+            "refused": {why: self.refused[why] for why in get_args(Objection)},
+        }
 
 
 class Supervisor(Controlled):
@@ -42,14 +93,16 @@ class Supervisor(Controlled):
         self._calls: dict[str, Call] = {}
         self._generations = Generations(config)
         self._nursery: trio.Nursery | None = None
-        self._accepting = False
+        self._admission = Admission(config.calls.max_calls)
         self._call_ended = trio.Event()
         self._started_at = trio.current_time()
         self._listener: Listener | None = None
+        self._service = ServiceNotifier(config.environ, self._summary)
 
     async def run(self) -> None:
         """Serve until told to stop. Raises `ConfigError` or `GenerationFailed` when it cannot start."""
-        tls, listening = _tls(self._config), _listen(self._config)
+        tls = _tls(self._config)
+        listening = inherited_listener(self._config.environ, os.getpid()) or _listen(self._config)
         become_subreaper()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
             with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
@@ -59,10 +112,11 @@ class Supervisor(Controlled):
                 await nursery.start(serve_control, self, self._config.control.socket)
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                     async with trio.open_nursery() as calls:
-                        self._nursery, self._accepting = calls, True
+                        self._nursery, self._admission.started = calls, True
                         nursery.start_soon(self._listener.serve, listening)  # who connected before waits in the backlog
                         nursery.start_soon(self._reload_on, hangups)
                         self._say_ready(listening)
+                        nursery.start_soon(self._service.run)
                         await self._until_told_to_stop(signals, calls)
                 nursery.cancel_scope.cancel()
         log.info("stopped")
@@ -70,13 +124,23 @@ class Supervisor(Controlled):
     def _say_ready(self, listening: socket.socket) -> None:
         host, port = listening.getsockname()[:2]
         log.info("ready", listen=f"{host}:{port}", public_url=self._config.gateway.public_url, pid=os.getpid())
+        self._service.ready()
+
+    def _summary(self) -> str:
+        doing = "taking calls" if self._admission.open else "not taking calls"
+        return f"{doing}; {len(self._calls)} under way; generation {self._generations.current.name}"
 
     async def _handle(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
         if request.path.startswith(TWILIO_PREFIX):
             return await gateway.handle(request)
         if request.path == "/healthz" and request.method in ("GET", "HEAD"):
-            return Response(200, "ok\n") if self._accepting else Response(503, "stopping\n")
+            return self._health()
         return Response(404, "there is nothing here\n")
+
+    def _health(self) -> Response:
+        if self._admission.open:
+            return Response(200, "ok\n")
+        return Response(503, "stopping\n" if self._admission.stopping else "draining\n")
 
     async def _reload_on(self, hangups: AsyncIterator[int]) -> None:
         async for _ in hangups:
@@ -84,40 +148,79 @@ class Supervisor(Controlled):
                 await self.reload()
 
     async def _until_told_to_stop(self, signals: AsyncIterator[int], calls: trio.Nursery) -> None:
-        """Wait for a signal, end the calls politely, and return; a second signal ends them at once."""
+        """Wait for a signal, let the calls end, and return; a second signal ends them at once.
+
+        SIGTERM leaves the calls `drain_timeout`; SIGINT, which is somebody at the keyboard, brings them the fallback now.
+        """
         number = await anext(signals)
-        self._accepting = False
-        log.info("stopping", signal=signal.Signals(number).name, calls=len(self._calls))
-        for call in tuple(self._calls.values()):
-            call.end("dialogd is stopping", fallback=True)
+        self._admission.stopping = True
+        timeout_s = 0.0 if number == signal.SIGINT else self._config.calls.drain_timeout
+        log.info("stopping", signal=signal.Signals(number).name, calls=len(self._calls), drain_timeout=timeout_s)
+        self._service.stopping()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._until_quiet, nursery.cancel_scope)
+            nursery.start_soon(self._drain, timeout_s, nursery.cancel_scope)
             number = await anext(signals)
             log.warning("stopping now", signal=signal.Signals(number).name, calls=len(self._calls))
             calls.cancel_scope.cancel()
 
-    async def _until_quiet(self, scope: trio.CancelScope) -> None:
+    async def _drain(self, timeout_s: float, scope: trio.CancelScope) -> None:
+        """Cancel `scope` when no call is left: each may end by itself for so long, and is then made to.
+
+        From then on the carrier's last reports, of a recording for one, have as long as it has to follow a call's end.
+        """
+        with trio.move_on_after(timeout_s):
+            await self._until_quiet()
+        for call in tuple(self._calls.values()):
+            self._force(call, timeout_s)
+        with trio.move_on_after(self._config.calls.ending_timeout):
+            await self._until_quiet()
+        for call in tuple(self._calls.values()):
+            self._forgo_reports(call)
+        await self._until_quiet()
+        scope.cancel()
+
+    async def _until_quiet(self) -> None:
         while self._calls:
             self._call_ended = trio.Event()
             await self._call_ended.wait()
-        scope.cancel()
+
+    @staticmethod
+    def _force(call: Call, timeout_s: float) -> None:
+        if call.state is not State.ENDING:
+            log.warning("call is forced to end", call=call.id, state=call.state.value, drain_timeout=timeout_s)
+            call.end("dialogd is stopping", fallback=True)
+
+    @staticmethod
+    def _forgo_reports(call: Call) -> None:
+        """Have a call not wait any longer for what the carrier still owes it."""
+        if call.leg.owed:
+            log.warning("the carrier's last reports are not waited for", call=call.id, missing=call.leg.owed)
+        for name in call.leg.owed:
+            call.leg.paid(name)
 
     # For the gateways
 
     def admit(self, metadata: Metadata, make_leg: MakeLeg) -> Call | None:
         """Begin a call, or return None when none is taken now."""
-        if not self._accepting or self._nursery is None:
+        why = self._admission.objection(len(self._calls))
+        if why is not None or self._nursery is None:
+            self._refuse(metadata.call_id, why or "draining")
             return None
         generation = self._generations.current
         try:
             call = Call(metadata, make_leg, generation, self._config.calls, self._config.transfer)
         except OSError as error:
             log.error("a call cannot be taken", call=metadata.call_id, reason=error.strerror, remedy="raise LimitNOFILE")
+            self._admission.refuse(metadata.call_id, "system")
             return None
         self._calls[call.id] = call
         generation.hold(call.id)
         self._nursery.start_soon(self._run_call, call, generation)
         return call
+
+    def _refuse(self, call_id: str, why: Objection) -> None:
+        if self._admission.refuse(call_id, why):
+            log.warning("call refused", call=call_id, reason=why, calls=len(self._calls), remedy=_REMEDIES[why])
 
     async def _run_call(self, call: Call, generation: Generation) -> None:
         try:
@@ -150,7 +253,7 @@ class Supervisor(Controlled):
             "version": version("dialog-supervisor"),
             "pid": os.getpid(),
             "uptime_s": round(trio.current_time() - self._started_at, 1),
-            "accepting": self._accepting,
+            **self._admission.describe(),
             "calls": len(self._calls),
             "states": {state.value: states[state.value] for state in State if state is not State.ENDED},
             "workers": self._generations.workers,
@@ -164,10 +267,27 @@ class Supervisor(Controlled):
         """Return the versions of the agent's code, the oldest first."""
         return self._generations.describe()
 
+    def drain(self) -> dict[str, Any]:
+        """Take no other call; those under way go on, and nothing else changes."""
+        if not self._admission.draining:
+            self._admission.draining = True
+            log.info("draining", calls=len(self._calls))
+        return self._admission.describe() | {"calls": len(self._calls)}
+
+    def undrain(self) -> dict[str, Any]:
+        """Take calls again. Raises `Refused` when dialogd is stopping."""
+        if self._admission.stopping:
+            raise Refused("dialogd is stopping, and takes no calls any more; start another")
+        if self._admission.draining:
+            self._admission.draining = False
+            log.info("taking calls again", calls=len(self._calls))
+        return self._admission.describe() | {"calls": len(self._calls)}
+
     async def reload(self) -> dict[str, Any]:
         """Have the next call use the agent's code as it is now. Raises `GenerationFailed`."""
         self._refuse_when_stopping("reload")
-        return await self._generations.reload()
+        with self._service.reloading():
+            return await self._generations.reload()
 
     async def rollback(self) -> dict[str, Any]:
         """Have the next call use the code that was current before. Raises `GenerationFailed`."""
@@ -175,7 +295,7 @@ class Supervisor(Controlled):
         return await self._generations.rollback()
 
     def _refuse_when_stopping(self, what: str) -> None:
-        if not self._accepting:
+        if self._admission.stopping:
             log.warning(f"no {what}, because dialogd is stopping")
             raise GenerationFailed(f"dialogd is stopping, and does not {what} any more")
 

@@ -29,6 +29,10 @@ _KEEP_ALIVE_S = 2.0  # between requests; Hypercorn notices that a client left on
 log = structlog.get_logger("control")
 
 
+class Refused(Exception):
+    """What was asked for cannot be done now; the message says why, and what to do."""
+
+
 class Controlled(Protocol):
     """What the control API asks of the supervisor."""
 
@@ -43,6 +47,12 @@ class Controlled(Protocol):
 
     def generations(self) -> Sequence[dict[str, Any]]:
         """Return the versions of the agent's code, the oldest first."""
+
+    def drain(self) -> dict[str, Any]:
+        """Take no other call; those under way go on."""
+
+    def undrain(self) -> dict[str, Any]:
+        """Take calls again. Raises `Refused` when dialogd is stopping."""
 
     async def reload(self) -> dict[str, Any]:
         """Have the next call use the agent's code as it is now. Raises `GenerationFailed`."""
@@ -83,6 +93,15 @@ def control_app(controlled: Controlled) -> Starlette:
     async def generations(_: Request) -> Response:
         return JSONResponse(controlled.generations())
 
+    async def drain(_: Request) -> Response:
+        return JSONResponse(controlled.drain())
+
+    async def undrain(_: Request) -> Response:
+        try:
+            return JSONResponse(controlled.undrain())
+        except Refused as error:
+            return JSONResponse({"error": str(error)}, _CONFLICT)
+
     def swap(how: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(_: Request) -> Response:
             try:
@@ -100,6 +119,8 @@ def control_app(controlled: Controlled) -> Starlette:
             Route("/calls/{call_id}/events", events),
             Route("/calls/{call_id}/hangup", hangup, methods=["POST"]),
             Route("/generations", generations),
+            Route("/drain", drain, methods=["POST"]),
+            Route("/undrain", undrain, methods=["POST"]),
             Route("/reload", swap(controlled.reload), methods=["POST"]),
             Route("/rollback", swap(controlled.rollback), methods=["POST"]),
         ]

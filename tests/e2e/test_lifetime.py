@@ -18,8 +18,8 @@ MANY = int(os.environ.get("DIALOG_MANY_CALLS", "150"))
 AT_ONCE = 10
 
 
-async def test_sigterm_brings_every_caller_the_fallback_and_then_exits_0(start_dialogd: StartDialogd) -> None:
-    dialogd = start_dialogd(calls={"ending_timeout": 5}, fallback={"dial": "+14155550111"})
+async def test_sigterm_brings_whoever_still_talks_the_fallback_and_then_exits_0(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd(calls={"ending_timeout": 5, "drain_timeout": 0.1}, fallback={"dial": "+14155550111"})
     async with Twilio(dialogd) as twilio:
         call = PhoneCall(twilio)
         await call.ring()
@@ -47,10 +47,17 @@ async def test_a_second_sigterm_stops_at_once(start_dialogd: StartDialogd) -> No
                 assert await dialogd.exited() == 0
 
 
-async def test_sigint_stops_as_sigterm_does(start_dialogd: StartDialogd) -> None:
-    dialogd = start_dialogd()
-    dialogd.signal(signal.SIGINT)
-    assert await dialogd.exited() == 0
+async def test_sigint_brings_every_caller_the_fallback_without_waiting(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd(calls={"ending_timeout": 5, "drain_timeout": 60}, fallback={"dial": "+14155550111"})
+    async with Twilio(dialogd) as twilio:
+        call = PhoneCall(twilio)
+        await call.ring()
+        async with call.stream():
+            await call.echo()
+            dialogd.signal(signal.SIGINT)
+            assert await call.closed() == 1000
+        assert verbs(await call.after()) == ["Dial"]
+        assert await dialogd.exited() == 0
 
 
 BAD_AGENTS = {

@@ -1,0 +1,100 @@
+"""A call that is one too many, or comes while none is taken: answered politely and at once, logged and counted once."""
+
+import pytest
+import trio
+
+from dialog_supervisor.supervisor import Admission
+from tests.conftest import StartDialogd
+from tests.e2e.daemon import Dialogd
+from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
+
+FALLBACK = ["Say", "Hangup"]
+ANSWER_S = 0.05  # a caller's share of Twilio's 15 s for a webhook, however busy the line is
+FRAMES = 30
+
+
+@pytest.fixture(scope="module")
+def dialogd(start_shared_dialogd: StartDialogd) -> Dialogd:
+    """A dialogd that takes one call at a time."""
+    return start_shared_dialogd(calls={"max_calls": 1})
+
+
+async def test_one_call_too_many_is_given_the_fallback(dialogd: Dialogd) -> None:
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        assert verbs(await PhoneCall(twilio).ring()) == FALLBACK
+        await call.echo()
+    await dialogd.ended(call.sid)
+
+
+async def test_a_call_is_taken_again_when_another_has_ended(dialogd: Dialogd) -> None:
+    async with Twilio(dialogd) as twilio:
+        async with twilio.streaming() as first:
+            later = PhoneCall(twilio)
+            assert verbs(await later.ring()) == FALLBACK
+        await dialogd.ended(first.sid)
+        assert verbs(await later.ring()) == ["Connect"]
+        await later.after("completed")
+    await dialogd.ended(later.sid)
+
+
+async def test_the_webhook_of_a_call_that_was_taken_may_come_again(dialogd: Dialogd) -> None:
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        assert verbs(await call.ring()) == ["Connect"]
+    await dialogd.ended(call.sid)
+
+
+async def test_a_refused_call_is_logged_and_counted_once_though_its_webhook_comes_again(dialogd: Dialogd) -> None:
+    before = (await dialogd.ask("/status"))["refused"]["max_calls"]
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call:
+        refused = PhoneCall(twilio)
+        await refused.ring()
+        await refused.ring()
+        [line] = dialogd.find(event="call refused", call=refused.sid, level="warning")
+        status = await dialogd.ask("/status")
+        shown = (await dialogd.ctl("status")).stdout
+    assert (line["reason"], line["calls"]) == ("max_calls", 1)
+    assert (status["refused"]["max_calls"], status["max_calls"]) == (before + 1, 1)
+    assert f"refused since the start: {before + 1} max_calls" in shown
+    await dialogd.ended(call.sid)
+
+
+async def test_a_call_that_comes_while_none_is_taken_is_logged_with_that_reason(dialogd: Dialogd) -> None:
+    async with Twilio(dialogd) as twilio:
+        await dialogd.ask("/drain", "POST")
+        call = PhoneCall(twilio)
+        assert verbs(await call.ring()) == FALLBACK
+        await dialogd.ask("/undrain", "POST")
+    assert await dialogd.logged(event="call refused", call=call.sid, reason="draining", calls=0)
+
+
+async def test_a_refusal_takes_less_than_50_ms_and_the_call_under_way_notices_nothing(dialogd: Dialogd) -> None:
+    took: list[float] = []
+    async with Twilio(dialogd) as twilio, Twilio(dialogd) as others, twilio.streaming() as call:
+        await call.echo()
+
+        async def refusals() -> None:
+            while True:
+                began_at = trio.current_time()
+                await PhoneCall(others).ring()
+                took.append(trio.current_time() - began_at)
+                await trio.sleep(0.01)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refusals)
+            for _ in range(FRAMES):
+                await call.echo()
+                await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+    ended = await dialogd.ended(call.sid)
+    assert (ended["frames_in"], ended["frames_out"], ended["media_dropped"]) == (FRAMES + 1, FRAMES + 1, 0)
+    assert sorted(took)[len(took) // 2] < ANSWER_S  # the median: the machine's own pauses are not dialogd's
+
+
+def test_refused_calls_are_not_remembered_for_ever() -> None:
+    admission = Admission(max_calls=1)
+    assert admission.refuse("first", "max_calls")
+    assert not admission.refuse("first", "max_calls")
+    for number in range(1000):
+        assert admission.refuse(str(number), "max_calls")
+    assert admission.refuse("first", "max_calls")
+    assert admission.refused["max_calls"] == 1002
