@@ -126,7 +126,8 @@ class Generation:
         python = str(self._config.file.parent / agent.python) if agent.python else sys.executable
         with ours:
             with theirs:
-                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name]
+                limits = msgspec.json.encode(self._config.workers).decode()
+                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name, limits]
                 process = await self._spawn([python, *_TEMPLATE, *arguments], theirs.fileno())
             try:
                 await self._ready(ours)
@@ -224,7 +225,7 @@ class Generation:
         packet = msgspec.msgpack.encode(Fork(worker.call_id))
         while True:
             try:
-                socket.send_fds(control, [packet], [worker.theirs.fileno()])
+                socket.send_fds(control, [packet], worker.theirs)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(control.fileno())
             else:

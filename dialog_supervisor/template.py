@@ -1,7 +1,7 @@
 """The template: a process that has imported the agent's code once, and forks a worker for each call.
 
 It runs no event loop and one thread, because a fork copies only the thread that forks. It is spoken to over a SOCK_SEQPACKET
-socket: a `Fork` comes with the worker's end of a link as SCM_RIGHTS, the `Forked` that answers it with the child's pidfd.
+socket: a `Fork` comes with the worker's descriptors as SCM_RIGHTS, the `Forked` that answers it with the child's pidfd.
 The interpreter may be another than the supervisor's; nothing here needs more than the standard library, msgspec and
 `dialog_worker`, which is found by name, as the agent is.
 """
@@ -9,32 +9,38 @@ The interpreter may be another than the supervisor's; nothing here needs more th
 import faulthandler
 import gc
 import importlib
+import io
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
+from dialog_supervisor import limits
+from dialog_supervisor.sections import WorkersConfig
 from protocol.messages import PROTOCOL_VERSION
 
 _WORKER = "dialog_worker.main"  # by name: the supervisor's rooms do not import the worker's
 MAX_PACKET_BYTES = 64 << 10
 _TRACEBACK_CHARACTERS = 16_000
-_STDERR_FD = 2
+_STDOUT_FD, _STDERR_FD = 1, 2
+FORK_FDS = 4  # of a `Fork`: the link, standard output, standard error, and the file for a stack
+STACK_SIGNAL = signal.SIGRTMIN  # a worker prints its main thread's stack at it; no library that we know uses this one
 
 Create: TypeAlias = Callable[[Any], Any]
 Run: TypeAlias = Callable[[socket.socket, Create, str, str], int]  # link, entry, generation, call id -> exit code
 
 
 class Fork(msgspec.Struct, tag=True):
-    """Fork a worker for this call."""
+    """Fork a worker for this call; its `FORK_FDS` descriptors come along."""
 
     call_id: str
 
@@ -114,11 +120,15 @@ def check_forkable(known: set[int]) -> None:
 class Template:
     """Forks on request and reports what became of the children, until the supervisor closes its end."""
 
-    def __init__(self, control: socket.socket, create: Create, run: Run, generation: str) -> None:
+    def __init__(
+        self, control: socket.socket, create: Create, run: Run, generation: str, *, permitted: WorkersConfig, stack_fd: int
+    ) -> None:
         self._control = control
         self._create = create
         self._run = run
         self._generation = generation
+        self._permitted = permitted
+        self._stack_fd = stack_fd
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self._children: dict[int, int] = {}  # pidfd -> pid
@@ -133,40 +143,53 @@ class Template:
                     return
 
     def _request(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, 1)
+        data, fds, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, FORK_FDS)
         if not data:
             return False
         request = msgspec.msgpack.decode(data, type=Fork)
-        link = socket.socket(fileno=fds[0])
-        with link:
+        with socket.socket(fileno=fds[0]) as link, ExitStack() as files:
+            for fd in fds[1:]:
+                files.callback(os.close, fd)
             try:
+                _flush()  # or every worker would print it again
                 check_forkable({self._control.fileno(), link.fileno()})
                 pid = os.fork()
             except (OSError, Unforkable) as error:
                 self._control.send(_encode(ForkFailed(request.call_id, str(error))))
                 return True
             if pid == 0:
-                self._become_worker(link, request.call_id)
+                self._become_worker(link, request.call_id, fds[1:])
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid
         self._selector.register(pidfd, selectors.EVENT_READ)
         socket.send_fds(self._control, [_encode(Forked(request.call_id, pid))], [pidfd])
         return True
 
-    def _become_worker(self, link: socket.socket, call_id: str) -> NoReturn:
+    def _become_worker(self, link: socket.socket, call_id: str, files: list[int]) -> NoReturn:
         """Be the child: keep the link and nothing else of the template's, serve the call, exit."""
         code = 1
         try:
             os.setsid()
+            self._print_to(*files)
             self._selector.close()
             self._control.close()
             for pidfd in self._children:
                 os.close(pidfd)
+            limits.apply(self._permitted)
             code = self._run(link, self._create, self._generation, call_id)
+        except BaseException:  # noqa: BLE001 - nothing of the template's may run on in the child
+            traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            try:
+                _flush()
+            finally:
+                os._exit(code)
+
+    def _print_to(self, out: int, err: int, stack: int) -> None:
+        """Have what is printed, also by libraries and by other processes, and the stack when it is asked for, go there."""
+        for theirs, place, kept in ((out, _STDOUT_FD, True), (err, _STDERR_FD, True), (stack, self._stack_fd, False)):
+            os.dup2(theirs, place, inheritable=kept)
+            os.close(theirs)
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)
@@ -176,7 +199,25 @@ class Template:
         self._control.send(_encode(Exited(pid, os.waitstatus_to_exitcode(status))))
 
 
-def prepare(directory: Path, entry: str) -> tuple[Create, Run]:
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # Python's own way to say that it was closed
+            with suppress(OSError):
+                stream.flush()
+
+
+def _show_stacks_on_request() -> int:
+    """Print the main thread's stack at `STACK_SIGNAL`; return the descriptor that it goes to, where workers put a file.
+
+    faulthandler prints in the signal's handler, in C: also while the thread computes, waits or holds the interpreter's
+    lock, in a regular expression say. Only a process that the kernel does not run, stopped or waiting for a disk, does not.
+    """
+    fd = os.open(os.devnull, os.O_WRONLY)
+    faulthandler.register(STACK_SIGNAL, file=fd, all_threads=False)
+    return fd
+
+
+def prepare(directory: Path, entry: str, permitted: WorkersConfig) -> tuple[Create, Run]:
     """Import everything that a call needs, so that a fork has it already. Raises what the agent's code raises."""
     worker = importlib.import_module(_WORKER)
     worker.prepare()
@@ -187,16 +228,22 @@ def prepare(directory: Path, entry: str) -> tuple[Create, Run]:
         raise TypeError(f"{entry} is {type(create).__name__}, not a function that takes a VoIP and returns an Agent")
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that all workers share
+    if reason := limits.too_large_for(permitted):
+        raise Unforkable(reason)
     return create, worker.run
 
 
 def main() -> int:
-    """Serve as the template: `python -m dialog_supervisor.template CONTROL_FD DIRECTORY ENTRY GENERATION`."""
-    control_fd, directory, entry, generation = sys.argv[1:]
+    """Serve as the template: `python -m dialog_supervisor.template CONTROL_FD DIRECTORY ENTRY GENERATION LIMITS` (JSON)."""
+    control_fd, directory, entry, generation, limiting = sys.argv[1:]
+    permitted = msgspec.json.decode(limiting, type=WorkersConfig)
     faulthandler.enable()
+    stack_fd = _show_stacks_on_request()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a pipe's would be told of a line when there are 8 KB of them
     with socket.socket(fileno=int(control_fd)) as control:
         try:
-            create, run = prepare(Path(directory), entry)
+            create, run = prepare(Path(directory), entry, permitted)
             check_forkable({control.fileno()})
         except Unforkable as error:
             control.send(_encode(Failed(str(error))))
@@ -204,7 +251,7 @@ def main() -> int:
             control.send(_encode(Failed(explain(error, Path(directory)))))
         else:
             control.send(_encode(Ready(PROTOCOL_VERSION)))
-            Template(control, create, run, generation).serve()
+            Template(control, create, run, generation, permitted=permitted, stack_fd=stack_fd).serve()
             return 0
     return 1
 

@@ -1,4 +1,4 @@
-"""One call's worker process seen from outside: its link, its heartbeat, its end."""
+"""One call's worker process seen from outside: its link, what it prints, its heartbeat, its end."""
 
 import math
 import os
@@ -6,18 +6,27 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import structlog
 import trio
 
+from dialog_supervisor.output import Output
+from dialog_supervisor.template import STACK_SIGNAL
 from protocol.link import Link, LinkClosed, OutboxFull
 from protocol.messages import Command, Shutdown
 
+SILENCE_WARNED_OF_S = 2.0  # of a worker that sends a heartbeat a second: its caller has noticed by now
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
 LAG_LIMIT_MS = 500  # a caller hears half a second
 _GROUP_POLL_S = 0.02
 _GROUP_GRACE_S = 0.5  # for killed processes to be gone
 _STATUS_GRACE_S = 0.5  # for the template's report to follow the pidfd's
+_UNANSWERING = {  # the states of a process that runs no signal handler, proc_pid_stat(5)
+    "T": "none: the process was stopped by a signal",
+    "t": "none: the process was stopped by a debugger",
+    "D": "none: the process waits in the kernel, for a disk as a rule",
+}
 
 log = structlog.get_logger("worker")
 
@@ -25,11 +34,17 @@ log = structlog.get_logger("worker")
 class Worker:
     """A worker from before its process exists until after it is gone.
 
-    The link works from the start: what is posted to it waits in the kernel for the process to be forked.
+    The link works from the start: what is posted to it waits in the kernel for the process to be forked. Raises OSError when
+    there are no descriptors left.
     """
 
     def __init__(self, generation: str, call_id: str) -> None:
-        mine, self._theirs = socket.socketpair()
+        self._output = Output()
+        try:
+            mine, self._theirs = socket.socketpair()
+        except OSError:
+            self._output.close()
+            raise
         self.link: Link[Command] = Link(mine, Command)
         self.link.introduce(generation, call_id)
         self.call_id = call_id
@@ -41,14 +56,15 @@ class Worker:
         self._heard_at = 0.0
 
     @property
-    def theirs(self) -> socket.socket:
-        """The worker's end of the link, to be handed to its process and then closed here."""
-        return self._theirs
+    def theirs(self) -> tuple[int, ...]:
+        """The process's descriptors, in the order of a `Fork`'s: to be handed to it, and then closed here."""
+        return (self._theirs.fileno(), *self._output.theirs)
 
     def forked(self, pid: int, pidfd: int) -> None:
         """The process exists."""
         self.pid, self._pidfd = pid, pidfd
         self._theirs.close()
+        self._output.handed_over()
 
     def reported(self, exit_code: int) -> None:
         """The template says how the process ended."""
@@ -75,6 +91,7 @@ class Worker:
         self.heartbeat()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.link.run)
+            nursery.start_soon(self._output.run)
             nursery.start_soon(self._watch_heartbeat)
             await trio.lowlevel.wait_readable(self._pidfd)
             with trio.move_on_after(_STATUS_GRACE_S):
@@ -83,6 +100,7 @@ class Worker:
                 self._reap()
             with trio.move_on_after(_GROUP_GRACE_S):
                 await self._end_group()
+            self._output.finish()
             self.exited.set()
             nursery.cancel_scope.cancel()
 
@@ -106,10 +124,27 @@ class Worker:
                 log.warning("worker left a process behind, which was killed", pid=self.pid)
 
     async def _watch_heartbeat(self) -> None:
-        while (late := self._heard_at + HEARTBEAT_LIMIT_S) > trio.current_time():  # noqa: ASYNC110 - not polling
-            await trio.sleep_until(late)
-        log.error("worker hangs and is killed", pid=self.pid, silent_s=HEARTBEAT_LIMIT_S)
-        self.kill()
+        while True:
+            await self._silent(SILENCE_WARNED_OF_S)
+            heard_at = self._heard_at
+            stack = await self._output.stack(lambda: self._signal(STACK_SIGNAL)) or self._why_no_stack()
+            log.warning("worker's event loop does not turn", pid=self.pid, silent_s=SILENCE_WARNED_OF_S, stack=stack)
+            await self._silent(HEARTBEAT_LIMIT_S, heard_at)
+            if self._heard_at == heard_at:
+                log.error("worker hangs and is killed", pid=self.pid, silent_s=HEARTBEAT_LIMIT_S)
+                self.kill()
+                return
+
+    async def _silent(self, limit_s: float, since: float | None = None) -> None:
+        """Return when nothing was heard for so long; with `since`, also when something was heard after that time."""
+        while since in (None, self._heard_at) and self._heard_at + limit_s > trio.current_time():  # noqa: ASYNC110
+            await trio.sleep_until(min(self._heard_at + limit_s, trio.current_time() + SILENCE_WARNED_OF_S))  # not for ever
+
+    def _why_no_stack(self) -> str:
+        with suppress(OSError):
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            return _UNANSWERING.get(state, "none: the process does not answer")
+        return "none: the process is gone"
 
     async def stop(self, reason: str, grace_s: float) -> None:
         """Ask the worker to leave, and kill it when it has not left within `grace_s`."""
@@ -127,15 +162,20 @@ class Worker:
     def kill(self) -> None:
         """End the process now."""
         if self._pidfd != -1 and not self.exited.is_set():
+            self._signal(signal.SIGKILL)
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                 os.killpg(self.pid, signal.SIGKILL)  # and what it started
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
         """Give back what this end holds. A process that still lives sees its link end, and is killed."""
         self.kill()
         self.link.close()
         self._theirs.close()
+        self._output.close()
         if self._pidfd != -1:
             os.close(self._pidfd)
             self._pidfd = -1

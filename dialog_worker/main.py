@@ -4,6 +4,7 @@ import importlib
 import logging
 import resource
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,8 +38,10 @@ def run(sock: socket.socket, create: Create, generation: str, call_id: str) -> i
     """Serve one call over `sock` and return the exit code."""
     try:
         return trio.run(_serve, sock, create, generation, call_id)
-    finally:
-        _reserve.clear()  # what is raised here will be printed
+    except BaseException as error:  # noqa: BLE001 - trio's own, as a rule for want of memory: nobody else is left to tell of it
+        _reserve.clear()
+        print(_explain(error), file=sys.stderr)
+        return 1
 
 
 async def _serve(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
@@ -67,16 +70,25 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
 
 
 def _explain(error: BaseException) -> str:
-    permitted, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    remedy = f"\nit may take {permitted // 1_000_000} MB of memory; raise workers.memory if it needs more"
-    text = "".join(traceback.format_exception(error)).rstrip()
-    return f"the agent failed\n{text[-_TRACEBACK_CHARACTERS:]}{remedy if _is_for_memory(error) else ''}"
+    want = _want_of_memory(error)
+    text = "".join(traceback.format_exception(want or error, chain=want is None)).rstrip()[-_TRACEBACK_CHARACTERS:]
+    if want is not None:
+        permitted, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        text += f"\nit may take {permitted // 1_000_000} MB of memory; raise workers.memory if it needs more"
+    return f"the agent failed\n{text}"
 
 
-def _is_for_memory(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return any(_is_for_memory(one) for one in error.exceptions)
-    return isinstance(error, MemoryError)
+def _want_of_memory(error: BaseException) -> MemoryError | None:
+    """Return the `MemoryError` that tells most among what led to an error: others follow it wherever it is dealt with."""
+    found: dict[int, BaseException] = {}
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in found:
+            found[id(one)] = one
+            waiting += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
+    wants = [one for one in found.values() if isinstance(one, MemoryError)]
+    return max(wants, key=lambda one: sum(1 for _ in traceback.walk_tb(one.__traceback__)), default=None)
 
 
 async def _beat(link: Link[Event]) -> None:

@@ -1,0 +1,56 @@
+"""What a worker may take of the machine. Applied by the forked child to itself, before any of the agent's code runs in it.
+
+It needs no more than the template does: the standard library and msgspec.
+"""
+
+import ctypes
+import math
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+from dialog_supervisor.sections import WorkersConfig
+
+_OOM_SCORE_ADDED = 500  # of 1000: far enough from the supervisor, whatever either's size
+_OOM_SCORE_MAX = 1000
+_PR_SET_DUMPABLE = 4  # prctl(2)
+_OWN = Path("/proc/self")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def data_bytes() -> int:
+    """Return how much private memory this process has, as RLIMIT_DATA counts it: mapped and writable, used or not."""
+    pages = (_OWN / "statm").read_text().split()[5]  # "data + stack", proc(5)
+    return int(pages) * resource.getpagesize()
+
+
+def too_large_for(limits: WorkersConfig) -> str:
+    """Return why this process could not fork workers that keep to `limits`, or "" when it can."""
+    if (taken := data_bytes()) < limits.memory:
+        return ""
+    mb, permitted_mb = math.ceil(taken / 1e6), limits.memory // 1_000_000
+    return f"importing the agent takes {mb} MB of memory, and workers.memory permits {permitted_mb}; raise it"
+
+
+def apply(limits: WorkersConfig) -> None:
+    """Limit this process, and all that it will start. It cannot be undone."""
+    with suppress(OSError):  # before it is undumpable: after, these files are root's
+        _volunteer_to_the_kernel()
+    _lower(resource.RLIMIT_DATA, limits.memory)
+    _lower(resource.RLIMIT_NOFILE, limits.open_files)
+    if not limits.core_dumps:
+        _lower(resource.RLIMIT_CORE, 0)
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # a core_pattern that is a pipe heeds no RLIMIT_CORE, core(5)
+
+
+def _lower(kind: int, limit: int) -> None:
+    """Set a limit, where the process has not a lower one already."""
+    _, most = resource.getrlimit(kind)
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    resource.setrlimit(kind, (limit, limit))
+
+
+def _volunteer_to_the_kernel() -> None:
+    """Have the kernel, when the machine is out of memory, end this process rather than the one that it descends from."""
+    file = _OWN / "oom_score_adj"
+    file.write_text(str(min(_OOM_SCORE_MAX, int(file.read_text()) + _OOM_SCORE_ADDED)))

@@ -1,0 +1,163 @@
+"""What a worker's process writes past its link: what any code prints in it, and the stack that it is asked for."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import structlog
+import trio
+
+LINES_PER_S = 100  # of one stream in the log; an agent that prints more does so by mistake
+LINE_BYTES = 4_000  # of one entry; a longer line becomes several
+_READ_BYTES = 64 << 10  # a pipe's capacity, pipe(7)
+_PAUSE_S = 0.05  # after each read: 1.3 MB a second at most; whoever prints more is slowed down, and nobody else
+_STACK_BYTES = 64 << 10  # faulthandler prints 100 frames at most
+_STACK_WAIT_S = 0.3  # for a process that runs at all to have printed it
+_STACK_POLL_S = 0.05
+
+log = structlog.get_logger("output")
+
+
+class Lines:
+    """Bytes that were printed, turned into lines for the log, and no more of them than it should take. No I/O."""
+
+    def __init__(self) -> None:
+        self._unfinished = b""
+        self._second_ends = -math.inf
+        self._taken = 0  # in this second
+        self._dropped = 0
+
+    @property
+    def due(self) -> float:
+        """When `dropped` has something to tell; never, while nothing is dropped."""
+        return self._second_ends if self._dropped else math.inf
+
+    def feed(self, data: bytes, now: float) -> list[str]:
+        """Return the lines that `data` completes and the log should have. Blank ones are left out."""
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        if len(self._unfinished) > LINE_BYTES:
+            lines.append(self._unfinished)
+            self._unfinished = b""
+        return [piece for line in lines for piece in _pieces(line) if self._may_take(now)]
+
+    def end(self) -> list[str]:
+        """Return what was printed last without an end of line, if anything."""
+        rest, self._unfinished = self._unfinished, b""
+        return list(_pieces(rest))
+
+    def dropped(self, now: float, *, last: bool = False) -> int:
+        """Return how many lines were too many in a second, once it is over; with `last`, now."""
+        if not self._dropped or (now < self._second_ends and not last):
+            return 0
+        count, self._dropped = self._dropped, 0
+        return count
+
+    def _may_take(self, now: float) -> bool:
+        if now >= self._second_ends:
+            self._second_ends, self._taken = now + 1, 0
+        self._taken += 1
+        self._dropped += self._taken > LINES_PER_S
+        return self._taken <= LINES_PER_S
+
+
+def _pieces(line: bytes) -> Iterator[str]:
+    for at in range(0, len(line), LINE_BYTES):
+        if text := line[at : at + LINE_BYTES].decode(errors="replace").rstrip():
+            yield text
+
+
+class Stream:
+    """The reading end of a worker's standard output or error. `say` logs a line."""
+
+    def __init__(self, fd: int, name: str, say: Callable[..., object]) -> None:
+        self._fd = fd
+        self._name = name
+        self._say = say
+        self._lines = Lines()
+
+    async def run(self) -> None:
+        """Log what is printed, until nobody is left who could print, or until cancelled."""
+        while True:
+            with trio.move_on_at(self._lines.due):
+                await trio.lowlevel.wait_readable(self._fd)
+            if not self._read():
+                return
+            await trio.sleep(_PAUSE_S)
+
+    def _read(self) -> bool:
+        """Log what there is to read; return whether there may be more, now or later."""
+        data: bytes | None = None
+        with suppress(BlockingIOError):
+            data = os.read(self._fd, _READ_BYTES)
+        now = trio.current_time()
+        self._tell_of_dropped(self._lines.dropped(now))
+        for line in self._lines.feed(data or b"", now):
+            self._say(line, logger=self._name)
+        return data != b""
+
+    def finish(self) -> None:
+        """The process is gone: log its last words, and no more than a pipe holds, whoever else may have its end."""
+        self._read()
+        for line in self._lines.end():
+            self._say(line, logger=self._name)
+        self._tell_of_dropped(self._lines.dropped(trio.current_time(), last=True))
+
+    def _tell_of_dropped(self, count: int) -> None:
+        if count:
+            log.warning(f"{count} lines dropped", logger=self._name, lines_per_s=LINES_PER_S)
+
+
+class Output:
+    """The descriptors that a worker's process writes to, from before it exists until after it is gone. Raises OSError."""
+
+    def __init__(self) -> None:
+        with ExitStack() as opened, ExitStack() as theirs:
+            out, err = (_pipe(opened, theirs) for _ in range(2))
+            self._stack_fd = os.memfd_create("stack", os.MFD_CLOEXEC)
+            opened.callback(os.close, self._stack_fd)
+            self.theirs = (out[1], err[1], self._stack_fd)
+            self._streams = (Stream(out[0], "stdout", log.info), Stream(err[0], "stderr", log.warning))
+            self._opened, self._handed_over = opened.pop_all(), theirs.pop_all()
+
+    def handed_over(self) -> None:
+        """The process has its own copies of `theirs` by now, or there will be none."""
+        self._handed_over.close()
+
+    async def run(self) -> None:
+        """Log what the process prints, until it is gone or this is cancelled."""
+        async with trio.open_nursery() as nursery:
+            for stream in self._streams:
+                nursery.start_soon(stream.run)
+
+    def finish(self) -> None:
+        """The process is gone: log what it printed last."""
+        for stream in self._streams:
+            stream.finish()
+
+    async def stack(self, ask: Callable[[], None]) -> str:
+        """Have the process print its main thread's stack and return it, "" when it does not. `ask` sends it the signal."""
+        os.ftruncate(self._stack_fd, 0)
+        os.lseek(self._stack_fd, 0, os.SEEK_SET)  # the process writes where this open file description is
+        ask()
+        before, printed = b"", b""
+        with trio.move_on_after(_STACK_WAIT_S):
+            while not printed or printed != before:  # nothing tells that it is complete but that no more is added
+                before = printed
+                await trio.sleep(_STACK_POLL_S)
+                printed = os.pread(self._stack_fd, _STACK_BYTES, 0)
+        return printed.decode(errors="replace").rstrip()
+
+    def close(self) -> None:
+        """Give back every descriptor."""
+        self._handed_over.close()
+        self._opened.close()
+
+
+def _pipe(opened: ExitStack, theirs: ExitStack) -> tuple[int, int]:
+    """Return a pipe's ends, each to be closed by its stack: ours does not block; theirs does, as programs expect."""
+    reading, writing = os.pipe()
+    opened.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    os.set_blocking(reading, False)
+    return reading, writing
