@@ -7,7 +7,8 @@ first piece, the usage in a chunk without choices, `[DONE]` at the end.
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ import msgspec
 import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
 
 from dialog_local.brain.offered import Tool
 from dialog_local.brain.receptionist import MODEL, Answer, Call, ChatMessage, Say, answer, arguments_json
@@ -80,11 +82,11 @@ class Completions:
             return JSONResponse(refused.body, refused.status)
         reply = answer(chat.messages, chat.callable_tools)
         if chat.stream:
-            return StreamingResponse(self._events(chat, reply), media_type="text/event-stream")
+            return EventStream(self._events(chat, reply))
         await trio.sleep(self.first_token_s)
         return JSONResponse(_completion(chat, reply))
 
-    async def _events(self, chat: Chat, reply: Answer) -> AsyncIterator[str]:
+    async def _events(self, chat: Chat, reply: Answer) -> AsyncGenerator[str, None]:
         pause = self.first_token_s
         for piece in chunks(chat, reply):
             if piece["choices"]:
@@ -92,6 +94,18 @@ class Completions:
                 pause = _TOKEN_SECONDS
             yield f"data: {json.dumps(piece)}\n\n"
         yield "data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events from a generator, which is closed also when the client leaves before the last."""
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().stream_response(send)
 
 
 async def models(request: Request) -> Response:

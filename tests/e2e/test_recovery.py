@@ -137,6 +137,9 @@ async def test_where_no_worker_may_follow_the_caller_gets_the_fallback_and_nine_
             assert verbs(await victim.after()) == ["Say", "Hangup"]
         assert (await dialogd.ended(victim.sid))["reason"] == "worker died (-9)"
         assert (await dialogd.ask("/status"))["calls"] == 9
+        for call in others:
+            await call.stop()
+            await dialogd.ended(call.sid)
         nursery.cancel_scope.cancel()
 
 

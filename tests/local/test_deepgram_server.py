@@ -86,7 +86,8 @@ async def test_a_human_voice_is_recognised(server: str) -> None:
 
 async def test_a_spoken_booking_makes_the_brain_book(server: str, spoken_booking: bytes) -> None:
     messages = await hear(server, spoken_booking)
-    reply = answer([ChatMessage("user", heard(messages))], [Tool("book_table")])
+    tool = Tool("book_table", {"properties": {"people": {}, "time": {}}, "required": ["people", "time"]})
+    reply = answer([ChatMessage("user", heard(messages))], [tool])
     assert reply == Call("book_table", {"people": 2, "time": "19:30"})
 
 
