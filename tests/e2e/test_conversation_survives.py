@@ -37,10 +37,6 @@ async def in_the_answer(dialogd: Dialogd, call: str) -> None:
     await trio.sleep(1.2)
 
 
-async def before_the_answer(dialogd: Dialogd, call: str) -> None:
-    await dialogd.steps(call, 1, kind="heard")
-
-
 async def in_the_callers_sentence(dialogd: Dialogd, call: str) -> None:
     await dialogd.steps(call, 1, kind="speech_started")
     await trio.sleep(0.4)
@@ -90,7 +86,7 @@ def survived(server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[Mome
     return summaries
 
 
-MOMENTS: tuple[Moment, ...] = (in_the_greeting, in_the_callers_sentence, before_the_answer, in_the_answer)
+MOMENTS: tuple[Moment, ...] = (in_the_greeting, in_the_callers_sentence, in_the_answer)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

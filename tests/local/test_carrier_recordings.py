@@ -76,6 +76,11 @@ async def talking(company: PhoneCompany, customer: Customer) -> AsyncIterator[Re
             call.caller.hang_up()
 
 
+def about(ms: int) -> Any:
+    """A frame more or less: so late the line may be on a busy machine."""
+    return pytest.approx(ms, abs=20)
+
+
 def loud_ms(samples: "array[int]") -> int:
     """How long somebody speaks."""
     return sum(1 for sample in samples if abs(sample) > 1000) // 8
@@ -90,8 +95,8 @@ async def test_two_channels_have_the_caller_left_and_the_agent_right(company: Ph
         await there.both_speak()
         await there.change("stopped")
         left, right = await there.audio()
-    assert (max(left), loud_ms(left)) == (CALLERS_LEVEL, 200)
-    assert (max(right), loud_ms(right)) == (AGENTS_LEVEL, 200)
+    assert (max(left), loud_ms(left)) == (CALLERS_LEVEL, about(200))
+    assert (max(right), loud_ms(right)) == (AGENTS_LEVEL, about(200))
 
 
 async def test_one_channel_has_both(company: PhoneCompany, customer: Customer) -> None:
@@ -100,7 +105,7 @@ async def test_one_channel_has_both(company: PhoneCompany, customer: Customer) -
         await there.both_speak()
         await there.change("stopped")
         [mixed] = await there.audio()
-    assert (loud_ms(mixed), {CALLERS_LEVEL, AGENTS_LEVEL} <= set(mixed)) == (400, True)
+    assert (loud_ms(mixed), {CALLERS_LEVEL, AGENTS_LEVEL} <= set(mixed)) == (about(400), True)
 
 
 @pytest.mark.parametrize(("track", "heard"), [("inbound", CALLERS_LEVEL), ("outbound", AGENTS_LEVEL)])
@@ -110,7 +115,7 @@ async def test_one_side_can_be_recorded(company: PhoneCompany, customer: Custome
         await there.both_speak()
         await there.change("stopped")
         [samples] = await there.audio()
-    assert (loud_ms(samples), max(samples)) == (200, heard)
+    assert (loud_ms(samples), max(samples)) == (about(200), heard)
 
 
 @pytest.mark.parametrize(("pause", "at_least_ms", "below_ms"), [("silence", 800, 1500), ("skip", 400, 700)])
@@ -126,7 +131,7 @@ async def test_a_pause_is_silence_or_skipped(
         await there.call.caller.speak(CALLERS)
         await there.change("stopped")
         [samples] = await there.audio()
-    assert loud_ms(samples) == 400
+    assert loud_ms(samples) == about(400)
     assert at_least_ms <= len(samples) // 8 < below_ms
 
 
