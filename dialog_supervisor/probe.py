@@ -65,6 +65,7 @@ class _ProbeCall:
         self._grace_s = grace_s
         self._errors: list[str] = []  # what the agent logged as errors, its traceback among them
         self._ended_by_agent = False
+        self._begun = trio.Event()  # the worker has said Hello, or never will
         self._all_read = trio.Event()
 
     async def run(self) -> None:
@@ -83,6 +84,7 @@ class _ProbeCall:
         with suppress(LinkClosed):
             link.post(_metadata(call_id))
             link.post(StreamingStarted(call_id))
+            await self._begun.wait()
             for number in range(_FRAMES):
                 link.post(Media(number * _FRAME_MS, _SILENT_FRAME), droppable=True)
                 with trio.move_on_after(_FRAME_MS / 1000):
@@ -107,11 +109,13 @@ class _ProbeCall:
         link = self.worker.link
         try:
             await link.introduced()
+            self._begun.set()
             async for command in link:
                 self._take(command)
         except (ProtocolError, LinkClosed, OutboxFull) as error:
             self._errors.append(str(error))
             self.worker.kill()
+        self._begun.set()
         self._all_read.set()
 
     def _take(self, command: Command) -> None:

@@ -134,7 +134,7 @@ async def test_it_is_warned_of_after_two_seconds_and_killed_after_five(
     silent.close()
     assert at[WARNING] == pytest.approx(SILENCE_WARNED_OF_S, abs=0.5)
     assert at[KILLED] == pytest.approx(HEARTBEAT_LIMIT_S)
-    assert silent.exit_code == -signal.SIGKILL
+    assert (silent.exit_code or process.wait(5)) == -signal.SIGKILL  # whoever was first has the status
 
 
 async def test_one_that_hangs_after_it_was_long_held_back_is_killed_too(
