@@ -81,7 +81,7 @@ class _ProbeCall:
     async def _play(self) -> None:
         """Play the carrier's part, to its end or the worker's."""
         link, call_id = self.worker.link, self.worker.call_id
-        with suppress(LinkClosed):
+        try:
             link.post(_metadata(call_id))
             link.post(StreamingStarted(call_id))
             await self._begun.wait()
@@ -91,6 +91,9 @@ class _ProbeCall:
                     await self.worker.exited.wait()
                     return
             link.post(StreamingStopped(_REASON))
+        except LinkClosed:  # it has left, and its process is about to end
+            await self.worker.exited.wait()
+            return
         stopped_at = trio.current_time()
         await self.worker.stop(_REASON, self._grace_s)
         if trio.current_time() - stopped_at >= self._grace_s:
