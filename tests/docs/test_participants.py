@@ -328,7 +328,7 @@ async def test_the_clerks_own_test(load: Load, test: str, autojump_clock: MockCl
 
 
 async def test_all_four_in_a_call(load: Load, server: str, question: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    line = load("recorded_line").RecordedLine(silence(0.2) + question + silence(0.8), patience_s=1.0)
+    line = load("recorded_line").RecordedLine(silence(0.2) + question + silence(0.8), patience_s=3.0)
     stt = load("batch_stt").BatchSTT(f"http://{server}/v1/listen", "k")
     tts = load("http_tts").HttpTTS(f"http://{server}/tts/bytes", "k", "joe")
     clerk = load("clerk").Clerk(voip=line, stt=stt, tts=tts)
