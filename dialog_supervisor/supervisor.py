@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any
 
 import httpx
 import structlog
 import trio
 
+from dialog_supervisor.admission import REMEDIES, Admission, Objection
 from dialog_supervisor.call import Call, State
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
@@ -31,58 +32,8 @@ from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
 from protocol.messages import Metadata
 
 _BACKLOG = 1024  # connections that the kernel may hold while the loop is busy
-_REFUSALS_KEPT = 1_000  # refused calls that are remembered, so that a webhook that is sent again counts once
-
-Objection = Literal["draining", "max_calls", "system"]  # the last: the machine has no descriptors left
-_REMEDIES: dict[Objection, str] = {
-    "draining": "dialogctl undrain, or wait until dialogd runs again",
-    "max_calls": "raise calls.max_calls, or have another dialogd take calls too",
-}
 
 log = structlog.get_logger("dialogd")
-
-
-class Admission:
-    """Decides whether another call is taken, by an operator's wish and by number, and counts those that are not."""
-
-    def __init__(self, max_calls: int) -> None:
-        self.started = False
-        self.draining = False  # by dialogctl drain
-        self.stopping = False
-        self.refused: Counter[Objection] = Counter()
-        self._max_calls = max_calls
-        self._refusals: dict[str, None] = {}  # ids of calls, the oldest first
-
-    @property
-    def open(self) -> bool:
-        """Whether calls are taken as long as there are not too many."""
-        return self.started and not self.draining and not self.stopping
-
-    def objection(self, calls: int) -> Objection | None:
-        """Return why no other call is taken beside this many, or None when one is."""
-        if not self.open:
-            return "draining"
-        return "max_calls" if calls >= self._max_calls else None
-
-    def refuse(self, call_id: str, why: Objection) -> bool:
-        """Count a refused call. Return False if it was refused before: carriers send a webhook again."""
-        if call_id in self._refusals:
-            return False
-        self._refusals[call_id] = None
-        if len(self._refusals) > _REFUSALS_KEPT:
-            del self._refusals[next(iter(self._refusals))]
-        self.refused[why] += 1
-        return True
-
-    def describe(self) -> dict[str, Any]:
-        """Return it for `dialogctl status`."""
-        return {
-            "accepting": self.open,
-            "draining": self.draining,
-            "stopping": self.stopping,
-            "max_calls": self._max_calls,
-            "refused": {why: self.refused[why] for why in get_args(Objection)},
-        }
 
 
 class Supervisor(Controlled):
@@ -220,7 +171,7 @@ class Supervisor(Controlled):
 
     def _refuse(self, call_id: str, why: Objection) -> None:
         if self._admission.refuse(call_id, why):
-            log.warning("call refused", call=call_id, reason=why, calls=len(self._calls), remedy=_REMEDIES[why])
+            log.warning("call refused", call=call_id, reason=why, calls=len(self._calls), remedy=REMEDIES[why])
 
     async def _run_call(self, call: Call, generation: Generation) -> None:
         try:

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from dialog_supervisor.supervisor import Admission
+from dialog_supervisor.admission import Admission
 from tests.conftest import StartDialogd
 from tests.e2e.daemon import PATIENCE_S, Dialogd
 from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
