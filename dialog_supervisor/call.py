@@ -19,6 +19,7 @@ from dialog_supervisor.recovery import Recovery
 from dialog_supervisor.requests import Requests
 from dialog_supervisor.sections import CallsConfig, TransferConfig
 from dialog_supervisor.steps import Step, Steps
+from dialog_supervisor.tally import turn_fields
 from dialog_supervisor.websocket import MediaSocket
 from dialog_supervisor.worker import Worker
 from protocol.framing import ProtocolError
@@ -37,6 +38,7 @@ from protocol.messages import (
     StreamingStopped,
     TimeLimit,
     Trace,
+    Turn,
 )
 
 _LAST_WORDS_S = 0.5  # for what an ended worker still had in the pipe
@@ -339,6 +341,8 @@ class Call:
             self.leg.abort(command.uuid)
         elif isinstance(command, Trace):
             self._trace(command)
+        elif isinstance(command, Turn):
+            self._turn(command)
         elif isinstance(command, Checkpoint):
             self._recovery.saved(command)
         elif isinstance(command, Request):
@@ -352,6 +356,10 @@ class Call:
         elif trace.text:
             log.info(trace.kind, text=trace.text, speech=True)
         self._steps.add(trace.kind, trace.text, trace.fields)
+
+    def _turn(self, turn: Turn) -> None:
+        self._generation.tally.turn(turn)
+        self._steps.add("turn", turn.outcome, turn_fields(turn))
 
     def watch(self) -> trio.MemoryReceiveChannel[Step]:
         """Return a channel of the call's steps, from those still remembered on; it ends with the call."""

@@ -13,6 +13,7 @@ import trio
 
 from dialog_supervisor.config import Config
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
+from dialog_supervisor.tally import Tally
 from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ready, Report
 from dialog_supervisor.worker import Worker
 from protocol.messages import PROTOCOL_VERSION
@@ -39,6 +40,7 @@ class Generation:
     def __init__(self, config: Config, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.began_at = trio.current_time()
+        self.tally = Tally()
         self._config = config
         self._control: socket.socket | None = None
         self._forking: dict[str, _Pending] = {}

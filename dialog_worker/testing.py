@@ -30,6 +30,7 @@ from protocol.messages import (
     StreamingStarted,
     StreamingStopped,
     Trace,
+    Turn,
 )
 
 BYTES_PER_S = 8000
@@ -78,13 +79,14 @@ class TextTTS(TTS):
 
 
 class ScriptedCall(VoIP):
-    """A phone line whose caller is the test. `said` are the utterances as heard; `traces`, `requests`,
-    `saved` states and `aborted` messages all that there were.
+    """A phone line whose caller is the test. `said` are the utterances as heard; `traces`, `turns`,
+    `requests`, `saved` states and `aborted` messages all that there were.
     """
 
     def __init__(self, metadata: Metadata) -> None:
         self.stt, self.tts = TextSTT(), TextTTS()
         self.traces: list[Trace] = []
+        self.turns: list[Turn] = []
         self.said: list[str] = []
         self.requests: list[Request] = []
         self.saved: list[bytes] = []
@@ -130,6 +132,10 @@ class ScriptedCall(VoIP):
         self.traces.append(Trace(kind, text, fields or {}))
         if kind == "said":
             self.said.append(text)
+        self._notify()
+
+    def report(self, turn: Turn) -> None:
+        self.turns.append(turn)
         self._notify()
 
     def save(self, state: bytes, audio_ms: int) -> None:
@@ -191,6 +197,12 @@ class ScriptedCall(VoIP):
                 if isinstance(request, kind):
                     return request
             await self._changed.wait()
+
+    async def turned(self, count: int = 1) -> list[Turn]:
+        """Return the first turns of the call, when so many are over."""
+        while len(self.turns) < count:
+            await self._changed.wait()
+        return self.turns[:count]
 
     # The line
 

@@ -25,6 +25,7 @@ from protocol.messages import (
     StopTranscript,
     Trace,
     TransferTo,
+    Turn,
 )
 
 REQUEST_TIMEOUT_S = 15.0  # what the carrier's API may take, and a little
@@ -70,6 +71,10 @@ class VoIP(ABC):
     @abstractmethod
     def trace(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
         """Tell whoever watches the call what the agent does."""
+
+    @abstractmethod
+    def report(self, turn: Turn) -> None:
+        """Tell how a turn of the conversation went, for the operator's figures. Never blocks."""
 
     @abstractmethod
     def save(self, state: bytes, audio_ms: int) -> None:
@@ -190,10 +195,13 @@ class VoIPProxy(VoIP):
     def trace(self, kind: str, text: str, fields: dict[str, str] | None = None) -> None:
         self._tell(Trace(kind, sendable(text), {name: sendable(value) for name, value in (fields or {}).items()}))
 
+    def report(self, turn: Turn) -> None:
+        self._tell(turn)
+
     def save(self, state: bytes, audio_ms: int) -> None:
         self._tell(Checkpoint(state, audio_ms))
 
-    def _tell(self, command: Post | Abort | Trace | Checkpoint) -> None:
+    def _tell(self, command: Post | Abort | Trace | Turn | Checkpoint) -> None:
         with suppress(LinkClosed):  # the call is over, and whoever iterates learns of it
             self._link.post(command)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Data = TypeVar("Data", str, bytes)
 Uuid = Annotated[str, Meta(max_length=128)]  # the supervisor remembers some of them for as long as a call lasts
@@ -245,6 +245,21 @@ class Trace(Wire, frozen=True, tag="Trace"):
     fields: dict[str, str] = {}
 
 
+class Turn(Wire, frozen=True, tag="Turn"):
+    """The agent is done with something that the caller said: it was answered, the caller cut that short, or it failed.
+
+    `delay_ms` is what the caller waited, from when the agent knew what was said to the first audio of the answer. Its parts:
+    until the turn began (`queued_ms`), from there to the first words to be said (`thinking_ms`), from there to their first
+    audio (`voicing_ms`). None where there was no such moment: a caller who speaks again may come before the first word.
+    """
+
+    outcome: Literal["answered", "interrupted", "failed"]
+    delay_ms: int | None = None
+    queued_ms: int | None = None
+    thinking_ms: int | None = None
+    voicing_ms: int | None = None
+
+
 class Request(Wire, frozen=True):
     """Base of the commands that are answered by a `Reply` with the same id, within `timeout_s` seconds."""
 
@@ -348,6 +363,7 @@ Command: TypeAlias = (
     | Checkpoint
     | Heartbeat
     | Trace
+    | Turn
     | Hangup
     | TransferTo
     | SendDtmf

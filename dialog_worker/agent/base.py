@@ -12,10 +12,10 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 import trio
-from msgspec import Struct
 
 from dialog_worker.agent.ear import Ear
 from dialog_worker.agent.handlers import Handlers
+from dialog_worker.agent.turn import Question, Turn
 from dialog_worker.agent.utterance import Utterance
 from dialog_worker.agent.voice import Voice
 from dialog_worker.participant import ProviderError
@@ -49,13 +49,6 @@ _NOTICED_LATE_S = 0.8  # after its first sample speech is known to be speech
 _LEAVE_EARLY_S = 0.5  # of the time that a shutdown gives, kept for leaving
 
 log = logging.getLogger("agent")
-
-
-class Turn(Struct):
-    """One inference under way. `aborted`: the caller has begun to speak again, and what it says now is not heard."""
-
-    scope: trio.CancelScope
-    aborted: bool = False
 
 
 Participants = TypeVar("Participants", STT, TTS)
@@ -95,7 +88,7 @@ class Agent(Handlers):
         self._current: Turn | None = None
         self._speaking_since: float | None = None
         self._settled_at = 0.0  # all that the caller said until then is told
-        self._ask, self._questions = trio.open_memory_channel[Message[str]](queue_size_limit)
+        self._ask, self._questions = trio.open_memory_channel[Question](queue_size_limit)
         self._all_handled = trio.Event()
         self._happen, self._happened = trio.open_memory_channel[Event](EVENTS_LIMIT)
         self._handlers: dict[type[Event], Callable[..., Awaitable[None]]] = {
@@ -155,6 +148,7 @@ class Agent(Handlers):
     async def give_up(self, reason: str) -> None:
         """Hand the caller over to what `[fallback]` says, because the agent cannot go on."""
         self._gave_up = True
+        self.failed_to_answer()
         log.error("the agent gives up: %s", reason)
         await self.voip.dispose(fallback=True)
 
@@ -168,7 +162,7 @@ class Agent(Handlers):
         if not message.data.strip():
             return
         try:
-            self._ask.send_nowait(message)
+            self._ask.send_nowait(Question(message))
         except trio.WouldBlock:
             limit = self._ask.statistics().max_buffer_size
             with suppress(trio.WouldBlock):
@@ -195,8 +189,10 @@ class Agent(Handlers):
     def utter(self, uuid: str, allow_interrupt: bool = True) -> Utterance:
         """Begin to say something, piece by piece. The caller of this awaits `heard` in the end."""
         utterance = self._voice.begin(uuid, interruptible=allow_interrupt)
-        if (turn := _turn.get()) is not None and turn.aborted:
-            utterance.cut()
+        if (turn := _turn.get()) is not None:
+            turn.answers_with(utterance)
+            if turn.aborted:
+                utterance.cut()
         return utterance
 
     async def heard(self, utterance: Utterance) -> str:
@@ -254,6 +250,11 @@ class Agent(Handlers):
         """Whether the caller has begun to speak again since the inference that asks began."""
         turn = _turn.get()
         return turn is not None and turn.aborted
+
+    def failed_to_answer(self) -> None:
+        """Have the turn under way counted as failed, whatever the caller is told instead of an answer."""
+        if self._current is not None:
+            self._current.failed = True
 
     def save(self) -> None:
         """Have the supervisor keep the present `checkpoint`. What the caller says from now on will be heard again."""
@@ -382,12 +383,25 @@ class Agent(Handlers):
 
     async def _think(self, scope: trio.CancelScope) -> None:
         with scope:
-            async for message in self._questions:
-                with self.interruptible() as turn:
-                    self._current = Turn(turn)
-                    _turn.set(self._current)
-                    await self.inference(message)
-                self._current = None
+            async for question in self._questions:
+                with self.interruptible() as interruption, self._taking(Turn(interruption, question.asked_at)):
+                    await self.inference(question.message)
+
+    @contextmanager
+    def _taking(self, turn: Turn) -> Iterator[None]:
+        """Inside is the turn, whose outcome is reported however it ends."""
+        self._current = turn
+        _turn.set(turn)
+        complete = False
+        try:
+            yield
+            complete = True
+        except Exception:
+            turn.failed = True  # and the worker ends of it
+            raise
+        finally:
+            self._current = None
+            self.voip.report(turn.report(complete=complete))
 
 
 def _several(given: Participants | Sequence[Participants] | None) -> Sequence[Participants]:

@@ -20,6 +20,7 @@ from dialog_worker.agent.base import QUEUE_SIZE_LIMIT, Agent, new_uuid
 from dialog_worker.agent.completion import Answer, Sentences, ToolCall, explain, make_client, next_text
 from dialog_worker.agent.memory import Memory, Saying, recall, with_every_result
 from dialog_worker.agent.tools import Tool, tools_of
+from dialog_worker.agent.turn import Question
 from dialog_worker.agent.utterance import Utterance
 from dialog_worker.participant import ProviderError
 from dialog_worker.stt.base import STT, Hearing, SpeechEnded
@@ -116,7 +117,7 @@ class OpenAIAgent(Agent):
             self._take_up(entry, saying, playing.get(saying.uuid, 0))
         said = self._said()
         if said and said[-1]["role"] in ("user", "tool"):
-            self._ask.send_nowait(Message(new_uuid(), "", done=True))
+            self._ask.send_nowait(Question(Message(new_uuid(), "", done=True)))
 
     def _take_up(self, entry: dict[str, Any], saying: Saying, ms: int) -> None:
         """Have said what is left of an utterance, right behind what the carrier still plays of it."""
@@ -190,6 +191,7 @@ class OpenAIAgent(Agent):
     async def _model_failed(self, error: openai.APIError) -> None:
         """Apologise, or give up where the next turn would fail like this one."""
         log.error("the model failed: %s", explain(error))
+        self.failed_to_answer()
         self._failed_turns += 1
         if isinstance(error, _UNMENDABLE) or self._failed_turns >= MAX_FAILED_TURNS:
             await self.give_up(f"the model failed: {explain(error)}")
@@ -218,7 +220,7 @@ class OpenAIAgent(Agent):
 
     def _say_holding(self) -> None:
         if self.holding and not self._voice.speaking:
-            aside = self.utter(new_uuid())
+            aside = self._voice.begin(new_uuid(), interruptible=True)  # no part of an answer, nor of its delay
             aside.say(self.holding)
             aside.finish()
             self.nursery.start_soon(self.heard, aside)

@@ -1,5 +1,6 @@
 """One thing that an agent says: its text on the way to the voice, and afterwards what the caller really heard of it."""
 
+import math
 import re
 
 import trio
@@ -27,7 +28,8 @@ class Utterance:
         self.text = ""
         self.tts = tts
         self.resumed = 0
-        self._audio_posted = False
+        self.written_at = math.inf  # when its first words came
+        self.voiced_at = math.inf  # when its first audio was on the way to the caller
         self._audio_bytes = 0
         self._resumed_at_ms = 0
         self._words: list[Word] = []
@@ -42,6 +44,8 @@ class Utterance:
         text = sendable(text)
         if self._ended or not text:
             return
+        if not self.text:
+            self.written_at = trio.current_time()
         self.text += text
         self.tts.post(Message(self.spoken_as, text))
         self._voip.trace("saying", text.strip(), {"uuid": self.uuid})
@@ -63,12 +67,13 @@ class Utterance:
         self._ended = self._was_cut = True
         self.tts.abort(self.spoken_as)
         self._voip.abort(self.uuid)
-        if not self._audio_posted:
+        if self.voiced_at == math.inf:
             self.report(MessageDispatched(self.uuid, 0, 0, interrupted=True))
 
     def voiced(self, audio: bytes) -> None:
         """Its next audio is on the way to the caller."""
-        self._audio_posted = True
+        if self.voiced_at == math.inf:
+            self.voiced_at = trio.current_time()
         self._audio_bytes += len(audio)
 
     @property
@@ -84,7 +89,8 @@ class Utterance:
         """Another worker had it said, and this is all of it; what is left is to be heard."""
         self.text = text
         self._words = list(words)
-        self._ended = self._audio_posted = True
+        self.voiced_at = trio.current_time()
+        self._ended = True
 
     @property
     def words(self) -> tuple[Word, ...]:
