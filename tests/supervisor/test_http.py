@@ -265,10 +265,9 @@ async def test_noise_instead_of_a_tls_handshake_harms_nobody(secure: Dialogd, no
     async with await connect(secure) as wire:
         await wire.send(noise)
     async with Twilio(secure) as twilio:
-        assert verbs(await PhoneCall(twilio).ring()) == ["Connect"]
-    secure_calls = await secure.ask("/calls")
-    for call in secure_calls:
-        await secure.ask(f"/calls/{call['id']}/hangup", "POST")
+        call = PhoneCall(twilio)
+        assert verbs(await call.ring()) == ["Connect"]
+    await secure.ask(f"/calls/{call.sid}/hangup", "POST")
 
 
 async def test_a_413_can_be_read_over_tls(secure: Dialogd) -> None:
