@@ -15,7 +15,7 @@ import trio
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
 from dialog_supervisor.generation import Generation, NoWorker
-from dialog_supervisor.recovery import Recovery
+from dialog_supervisor.recovery import CallState, Recovery
 from dialog_supervisor.requests import Requests
 from dialog_supervisor.sections import CallsConfig, TransferConfig
 from dialog_supervisor.steps import Step, Steps
@@ -87,7 +87,8 @@ class Call:
         self._steps = Steps()
         self._transfer = transfer
         self._requests = self._new_requests()
-        self._recovery = Recovery(config.restarts, config.restart_window)
+        self._recovery = Recovery(metadata, config.restarts, config.restart_window)
+        self._taken_up = False
         self._config = config
         self._generation = generation
         self._deadline = math.inf
@@ -100,6 +101,16 @@ class Call:
         self._streams = 0
         self._dropped = 0
         self._enter(State.RINGING, config.connect_timeout)
+
+    def take_up(self, state: CallState) -> None:
+        """Before `run`: go on where another dialogd had to leave this call."""
+        self._taken_up = True
+        self._recovery.take_up(state, trio.current_time())
+        self.leg.introduced = state.started is not None
+
+    def recovery_state(self, *, audio: bool) -> CallState:
+        """Return what another dialogd has to know to take this call up. `audio`: also what the caller said lately."""
+        return self._recovery.state(trio.current_time(), audio=audio)
 
     # Its states
 
@@ -279,7 +290,10 @@ class Call:
 
     async def _work(self) -> None:
         """Fork a worker and do what it asks for; when it dies in mid-call, another takes over, and so on."""
-        self._tell(self.metadata)
+        if self._taken_up:
+            self._introduce()
+        else:
+            self._tell(self.metadata)
         try:
             await self._serve_worker()
             while not self._over.is_set() and self._replace_worker():
@@ -321,10 +335,14 @@ class Call:
         self.worker = Worker(self.generation, self.id)
         dead.close()
         self._requests = self._new_requests()
+        self._introduce()
+        return True
+
+    def _introduce(self) -> None:
+        """Tell a new worker what its predecessor knew."""
         for event in list(self._recovery.introduction(self.leg.orphaned())):
             with suppress(LinkClosed, OutboxFull):
                 self.worker.link.post(event, droppable=isinstance(event, Media))
-        return True
 
     def _new_requests(self) -> Requests:
         return Requests(self.leg, self._transfer, self._tell, self.end)

@@ -1,7 +1,12 @@
-"""What a call's next worker is told, so that it goes on where the last one was: the line, the state, the audio, the rest."""
+"""What a call's next worker is told, so that it goes on where the last one was: the line, the state, the audio, the rest.
+
+All of it can be taken out as a `CallState`, and another dialogd's `Recovery` can begin with that.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
 
 from protocol.messages import Checkpoint, Event, Media, MessageDispatched, Metadata, Restored, StreamingStarted
 
@@ -14,31 +19,76 @@ _REPLAYED_BYTES = 1600  # a piece: 200 ms
 _TOLD_KEPT = 256  # events that a worker may have been told in vain
 
 
+class CallState(Struct, frozen=True, kw_only=True):
+    """All that a call's next worker has to know, in whichever process its supervisor is then.
+
+    `metadata` and `started` are what was told last of the call and its stream, `reports` what became of utterances since the
+    checkpoint, `missed` what there was no worker for. `deaths` are in seconds before the state was taken; `died_here` counts
+    those since the checkpoint. `audio` is the caller's since the checkpoint, and ends at `audio_ends_ms` of the stream.
+    """
+
+    metadata: Metadata
+    started: StreamingStarted | None = None
+    checkpoint: bytes | None = None
+    reports: tuple[MessageDispatched, ...] = ()
+    missed: tuple[Event, ...] = ()
+    deaths: tuple[float, ...] = ()
+    died_here: int = 0
+    audio: bytes = b""
+    audio_ends_ms: int = 0
+
+
 class Recovery:
     """One call's memory on behalf of its workers. No I/O.
 
     A worker that saves no checkpoint is followed by one that begins anew, and hears only what is said from then on.
     """
 
-    def __init__(self, restarts: int, window_s: float) -> None:
+    def __init__(self, metadata: Metadata, restarts: int, window_s: float) -> None:
         self._restarts = restarts
         self._window_s = window_s
         self._deaths: deque[float] = deque(maxlen=max(1, restarts))
-        self._lasting: dict[type[Event], Event] = {}
+        self._metadata = metadata
+        self._started: StreamingStarted | None = None
         self._recent: deque[MessageDispatched] = deque(maxlen=_TOLD_KEPT)
         self._missed: deque[Event] = deque(maxlen=_TOLD_KEPT)
         self._state: bytes | None = None
         self._audio = bytearray()
         self._audio_ends_ms = 0
-        self._tries = 0  # at this checkpoint
+        self._died_here = 0  # workers since there is this checkpoint, the one that made it included
+
+    def take_up(self, state: CallState, now: float) -> None:
+        """Go on with what another had come to know."""
+        self._metadata, self._started = state.metadata, state.started
+        self._recent.extend(state.reports)
+        self._missed.extend(state.missed)
+        self._deaths.extend(now - ago for ago in state.deaths)
+        self._state, self._died_here = state.checkpoint, state.died_here
+        self._audio[:], self._audio_ends_ms = state.audio, state.audio_ends_ms
+
+    def state(self, now: float, *, audio: bool) -> CallState:
+        """Return what it knows, with the caller's audio or without."""
+        return CallState(
+            metadata=self._metadata,
+            started=self._started,
+            checkpoint=self._state,
+            reports=tuple(self._recent),
+            missed=tuple(self._missed),
+            deaths=tuple(now - death for death in self._deaths),
+            died_here=self._died_here,
+            audio=bytes(self._audio) if audio else b"",
+            audio_ends_ms=self._audio_ends_ms if audio else 0,
+        )
 
     def told(self, event: Event) -> None:
         """A worker is told something that its successor may have to know."""
         if isinstance(event, Media):
             if self._state is not None:
                 self._keep(event)
-        elif isinstance(event, Metadata | StreamingStarted):
-            self._lasting[type(event)] = event
+        elif isinstance(event, Metadata):
+            self._metadata = event
+        elif isinstance(event, StreamingStarted):
+            self._started = event
         elif isinstance(event, MessageDispatched):
             self._recent.append(event)
 
@@ -56,14 +106,27 @@ class Recovery:
     def saved(self, checkpoint: Checkpoint) -> None:
         """The worker has a new state; the audio that is accounted for in it is needed no more."""
         self._state = checkpoint.state
-        self._tries = 0
+        self._died_here = 0
         self._recent.clear()
         kept = min(_KEPT_BYTES, (max(0, checkpoint.audio_ms) + _UNDER_WAY_MS) * _BYTES_PER_MS)
         del self._audio[:-kept]
 
     def may_restart(self, now: float) -> bool:
         """Whether a worker that died now is to have a successor: not too often, and not twice in vain at one checkpoint."""
-        if self._restarts == 0 or self._tries > 1:
+        if self._state is not None:
+            self._died_here += 1
+        return self._died_here <= 2 and self._within_budget(now)
+
+    def may_resume(self, now: float) -> bool:
+        """Whether a worker that died with its supervisor is to have a successor: not too often.
+
+        It is not held against the checkpoint: the supervisor never looks into one.
+        """
+        self._died_here = max(self._died_here, 1)
+        return self._within_budget(now)
+
+    def _within_budget(self, now: float) -> bool:
+        if self._restarts == 0:
             return False
         often = len(self._deaths) == self._restarts and now - self._deaths[0] < self._window_s
         self._deaths.append(now)
@@ -74,14 +137,12 @@ class Recovery:
 
         A state that a worker has died of before it saved another is left out the second time.
         """
-        state = self._state if self._tries == 0 else None
-        if self._state is not None:
-            self._tries += 1
+        state = self._state if self._died_here <= 1 else None
         heard = {report.uuid: report.played_ms for report in self._recent}
-        yield self._lasting[Metadata]
+        yield self._metadata
         yield Restored(state or b"", heard | dict(playing))
-        if StreamingStarted in self._lasting:
-            yield self._lasting[StreamingStarted]
+        if self._started is not None:
+            yield self._started
         yield from self._recent
         yield from self._missed
         self._missed.clear()

@@ -49,6 +49,7 @@ class Leg(ABC):
         self.emit = emit
         self.counts: Counter[str] = Counter()  # frames, and whatever was odd, for the log at the call's end
         self.open = False  # whether a stream takes audio
+        self.introduced = False  # whether the worker was told of the line; a stream that follows another is the same one
         self._early: list[Message[bytes]] = []
         self._early_bytes = 0
         self._playout = Playout()

@@ -50,7 +50,6 @@ class TwilioLeg(Leg):
     ) -> None:
         super().__init__(emit)
         self._connect = connect
-        self._introduced = False
         self._metadata = metadata
         self._rest = rest
         self._silence_s = config.calls.silence_timeout
@@ -161,8 +160,8 @@ class TwilioLeg(Leg):
         self._stream_sid = start.stream_sid or message.stream_sid
         self._encoder = wire.Encoder(self._stream_sid)
         self._heard_at = trio.current_time()
-        if not self._introduced:  # a stream that follows another is the same conversation, after a gap
-            self._introduced = True
+        if not self.introduced:
+            self.introduced = True
             known = self._metadata
             self.emit(
                 Metadata(known.call_id, known.carrier, known.caller, known.callee, known.fields, start.custom_parameters)
