@@ -5,10 +5,12 @@ from typing import Any, Literal, get_args
 
 _REFUSALS_KEPT = 1_000  # refused calls that are remembered, so that a webhook that is sent again counts once
 
-Objection = Literal["draining", "max_calls", "system"]  # the last: the machine has no descriptors left
+Objection = Literal["draining", "max_calls", "memory", "load", "system"]  # the last: dialogd has no descriptors left
 REMEDIES: dict[Objection, str] = {
     "draining": "dialogctl undrain, or wait until dialogd runs again",
     "max_calls": "raise calls.max_calls, or have another dialogd take calls too",
+    "memory": "give the machine more memory, or have it do less beside; calls.min_free_memory is what must be left",
+    "load": "give the machine more CPUs, or have it do less beside; calls.max_load is what it may have to do for each",
 }
 
 

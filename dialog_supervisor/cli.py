@@ -93,12 +93,19 @@ def status(*, json: AsJson = False) -> None:
     print(_readiness(found))
     states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
     print(f"{found['calls']} calls{f' ({states})' if states else ''}, {found['workers']} workers")
+    print(_machine(found["machine"]))
     refused = ", ".join(f"{count} {reason}" for reason, count in found["refused"].items() if count)
     if refused:
         print(f"refused since the start: {refused}")
     for one in found["generations"]:
         if one["state"] in ("starting", "retiring"):
             print(f"generation {one['generation']} is {one['state']}, {one['calls']} calls")
+
+
+def _machine(found: dict[str, Any]) -> str:
+    memory = "unknown" if found["free_memory"] is None else f"{found['free_memory'] // 1_000_000} MB"
+    load = "unknown" if found["load"] is None else f"{found['load']:.1f} for each CPU"
+    return f"{memory} of memory free, load {load}"
 
 
 def _readiness(found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from dialog_supervisor.transfer import PATTERN_FORMS, is_pattern
 
 _SECRET_KEYS = re.compile(r"token|key|secret|password|^agent\.env", re.IGNORECASE)
 _TOKEN_FORM = re.compile(r"[0-9a-fA-F]{32}")  # Twilio's auth tokens: never shown, wherever one was put by mistake
+_E164 = re.compile(r"\+[1-9]\d{6,14}")
 _USER_INFO = re.compile(r"//[^/]*@")  # of a URL: a name and a password
 _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+(%[\w.-]+)?\]")
 _UNIX_SOCKET_PATH_BYTES = 107  # sun_path less its closing zero, unix(7)
@@ -260,11 +261,16 @@ def _check(path: Path, config: Config) -> None:
     for name, value in config.agent.env.items():
         if config.twilio.auth_token in value:
             raise refuse(f"agent.env.{name}", None, "holds twilio.auth_token, which agent code must not have; remove it")
+    _check_numbers(config, refuse)
+
+
+def _check_numbers(config: Config, refuse: Callable[[str, str | None, str], ConfigError]) -> None:
     for number, pattern in enumerate(config.transfer.allow):
         if not is_pattern(pattern):
             raise refuse(f"transfer.allow[{number}]", pattern, f"is not of a form such as {PATTERN_FORMS}")
-    if config.fallback.dial is not None and not re.fullmatch(r"\+[1-9]\d{6,14}", config.fallback.dial):
-        raise refuse("fallback.dial", config.fallback.dial, 'is not an E.164 number, such as "+15551234567"')
+    for key, given in (("dial", config.fallback.dial), ("busy_dial", config.fallback.busy_dial or None)):
+        if given is not None and not _E164.fullmatch(given):
+            raise refuse(f"fallback.{key}", given, 'is not an E.164 number, such as "+15551234567"')
 
 
 def _split(url: str) -> Any:

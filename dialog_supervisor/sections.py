@@ -75,6 +75,11 @@ class CallsConfig(Section, frozen=True, kw_only=True):
     max_calls: Count = 1_000
     """Calls at a time; one more is given the fallback. A call has a media socket and its webhooks' connection: no more than
     half of `gateway.max_connections`."""
+    min_free_memory: Annotated[int, Meta(ge=0)] = 256_000_000
+    """Bytes that the machine (MemAvailable), or the control group that dialogd runs in, must have left for another call."""
+    max_load: Annotated[float, Meta(ge=0)] = 8.0
+    """For another call, no more than so many processes and threads for each CPU, over the last seconds, that run or wait for
+    it. Not the share of CPU that is used: a machine may be fully used and answer in time. With 0, it is not looked at."""
     connect_timeout: Seconds = 30.0
     """From the webhook's answer until the carrier has opened the media socket."""
     reconnect_timeout: Seconds = 10.0
@@ -121,6 +126,10 @@ class FallbackConfig(Section, frozen=True, kw_only=True):
     """Words for the carrier's own voice."""
     dial: str | None = None
     """A number (E.164) to connect the caller to."""
+    busy_say: str = "All our lines are busy. Please call again in a few minutes."
+    """Words for a caller whose call is not taken: there are too many, or `dialogd` is being stopped."""
+    busy_dial: str | None = None
+    """A number (E.164) for such a caller; by default that of `dial`, and with "" none."""
 
 
 class TransferConfig(Section, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from dialog_supervisor.control.app import Controlled, Refused, serve_control
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.generations import Generations
 from dialog_supervisor.http import Listener, Request, Response, Upgrade
+from dialog_supervisor.machine import Machine
 from dialog_supervisor.snapshot import GenerationFailed
 from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
 from protocol.messages import Metadata
@@ -45,6 +46,7 @@ class Supervisor(Controlled):
         self._generations = Generations(config)
         self._nursery: trio.Nursery | None = None
         self._admission = Admission(config.calls.max_calls)
+        self._machine = Machine(config.calls)
         self._call_ended = trio.Event()
         self._started_at = trio.current_time()
         self._listener: Listener | None = None
@@ -57,6 +59,7 @@ class Supervisor(Controlled):
         become_subreaper()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
             with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
+                await nursery.start(self._machine.run)
                 await nursery.start(self._generations.run)
                 gateway = TwilioGateway(self._config, self, TwilioRest(self._config.twilio, http))
                 self._listener = Listener(self._config.gateway, partial(self._handle, gateway), tls)
@@ -153,7 +156,7 @@ class Supervisor(Controlled):
 
     def admit(self, metadata: Metadata, make_leg: MakeLeg) -> Call | None:
         """Begin a call, or return None when none is taken now."""
-        why = self._admission.objection(len(self._calls))
+        why = self._admission.objection(len(self._calls)) or self._machine.lack
         if why is not None or self._nursery is None:
             self._refuse(metadata.call_id, why or "draining")
             return None
@@ -171,7 +174,8 @@ class Supervisor(Controlled):
 
     def _refuse(self, call_id: str, why: Objection) -> None:
         if self._admission.refuse(call_id, why):
-            log.warning("call refused", call=call_id, reason=why, calls=len(self._calls), remedy=REMEDIES[why])
+            figures = self._machine.describe() | {"calls": len(self._calls)}
+            log.warning("call refused", call=call_id, reason=why, remedy=REMEDIES[why], **figures)
 
     async def _run_call(self, call: Call, generation: Generation) -> None:
         try:
@@ -208,6 +212,7 @@ class Supervisor(Controlled):
             "calls": len(self._calls),
             "states": {state.value: states[state.value] for state in State if state is not State.ENDED},
             "workers": self._generations.workers,
+            "machine": self._machine.describe(),
             "connections": self._listener.connections if self._listener else 0,
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "generation": self._generations.current.name,

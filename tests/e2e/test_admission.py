@@ -1,5 +1,7 @@
 """A call that is one too many, or comes while none is taken: answered politely and at once, logged and counted once."""
 
+import re
+
 import pytest
 import trio
 
@@ -107,3 +109,49 @@ def test_refused_calls_are_not_remembered_for_ever() -> None:
         assert admission.refuse(str(number), "max_calls")
     assert admission.refuse("first", "max_calls")
     assert admission.refused["max_calls"] == 1002
+
+
+# The machine's part
+
+WANTED = 1 << 60  # bytes, of which no machine has as many free
+
+
+@pytest.fixture(scope="module")
+def poor(start_shared_dialogd: StartDialogd) -> Dialogd:
+    """A dialogd on a machine with too little memory."""
+    fallback = {"say": "Something went wrong.", "busy_say": "We are busy."}
+    return start_shared_dialogd(calls={"min_free_memory": WANTED}, fallback=fallback)
+
+
+async def test_a_call_that_the_machine_has_no_memory_for_is_told_so_and_counted(poor: Dialogd) -> None:
+    async with Twilio(poor) as twilio:
+        call = PhoneCall(twilio)
+        answer = await call.ring()
+    assert verbs(answer) == FALLBACK
+    assert answer[0].text == "We are busy."
+    line = await poor.logged(event="call refused", call=call.sid, reason="memory")
+    assert line["remedy"].endswith("calls.min_free_memory is what must be left")
+    status = await poor.ask("/status")
+    assert status["refused"]["memory"] == 1
+    assert 0 < line["free_memory"] < WANTED
+    assert status["machine"]["load"] >= 0
+    shown = (await poor.ctl("status")).stdout
+    assert "refused since the start: 1 memory" in shown
+    assert re.search(r"^\d+ MB of memory free, load \d+\.\d for each CPU$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("fallback", "given"),
+    [
+        ({"dial": "+15551234567"}, "+15551234567"),
+        ({"dial": "+15551234567", "busy_dial": "+15557654321"}, "+15557654321"),
+        ({"dial": "+15551234567", "busy_dial": "", "busy_say": "We are busy."}, "We are busy."),
+    ],
+    ids=["as any fallback", "to another number", "to none"],
+)
+async def test_whom_nobody_has_time_for_is_dialled_through(
+    start_dialogd: StartDialogd, fallback: dict[str, str], given: str
+) -> None:
+    dialogd = start_dialogd(calls={"min_free_memory": WANTED}, fallback=fallback)
+    async with Twilio(dialogd) as twilio:
+        assert (await PhoneCall(twilio).ring())[0].text == given

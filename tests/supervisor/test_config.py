@@ -179,6 +179,7 @@ def test_an_unknown_key_comes_with_what_was_meant(write: Write, more: str, said:
         ("[calls]\nsilence_timeout = 0", "calls.silence_timeout = 0: expected `float` > 0.0"),
         ("[calls]\nsilence_timeout = -1", "calls.silence_timeout = -1: expected `float` > 0.0"),
         ("[calls]\nsilence_timeout = nan", "calls.silence_timeout = nan: expected `float` > 0.0"),
+        ('[fallback]\nbusy_dial = "911"', "fallback.busy_dial = '911': is not an E.164 number, such as \"+15551234567\""),
         ('[fallback]\ndial = "911"', "fallback.dial = '911': is not an E.164 number, such as \"+15551234567\""),
         ("[control]\nsocket = 7", "control.socket = 7: expected `str`, got `int`"),
         ('[control]\nsocket = ""', "control.socket = '': a path is missing; write one, relative to this file"),

@@ -112,7 +112,7 @@ class TwilioGateway:
             metadata = Metadata(call_sid, "twilio", form.get("From", ""), form.get("To", ""), dict(form))
             call = self._switchboard.admit(metadata, lambda emit: self._leg(metadata, emit))
         if call is None:
-            return self._twiml(self._fallback())
+            return self._twiml(self._busy())
         return self._twiml(self._next(call))
 
     def _leg(self, metadata: Metadata, emit: Callable[[Event], None]) -> Leg:
@@ -159,14 +159,12 @@ class TwilioGateway:
         return self._connect_verb(call.token)
 
     def _fallback(self) -> VoiceResponse:
-        fallback, document = self._config.fallback, VoiceResponse()
-        if fallback.dial:
-            document.dial(fallback.dial)
-            return document
-        if fallback.say:
-            document.say(fallback.say)
-        document.hangup()
-        return document
+        return _dial_or_say(self._config.fallback.dial, self._config.fallback.say)
+
+    def _busy(self) -> VoiceResponse:
+        """Return what a caller gets whose call is not taken."""
+        fallback = self._config.fallback
+        return _dial_or_say(fallback.dial if fallback.busy_dial is None else fallback.busy_dial, fallback.busy_say)
 
     @staticmethod
     def _twiml(document: VoiceResponse) -> Response:
@@ -206,3 +204,14 @@ class TwilioGateway:
 
     def _signed(self, url: str, signature: str) -> bool:
         return hmac.compare_digest(self._validator.compute_signature(url, {}).encode(), signature.encode())
+
+
+def _dial_or_say(number: str | None, words: str) -> VoiceResponse:
+    document = VoiceResponse()
+    if number:
+        document.dial(number)
+        return document
+    if words:
+        document.say(words)
+    document.hangup()
+    return document
