@@ -45,6 +45,10 @@ class Fork(msgspec.Struct, tag=True):
     call_id: str
 
 
+class Ping(msgspec.Struct, tag=True):
+    """Say that you are there."""
+
+
 class Ready(msgspec.Struct, tag=True):
     """The agent's code is imported."""
 
@@ -78,7 +82,11 @@ class Exited(msgspec.Struct, tag=True):
     code: int
 
 
-Report: TypeAlias = Ready | Failed | Forked | ForkFailed | Exited
+class Pong(msgspec.Struct, tag=True):
+    """The template is there."""
+
+
+Report: TypeAlias = Ready | Failed | Forked | ForkFailed | Exited | Pong
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -146,7 +154,10 @@ class Template:
         data, fds, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, FORK_FDS)
         if not data:
             return False
-        request = msgspec.msgpack.decode(data, type=Fork)
+        request = msgspec.msgpack.decode(data, type=Fork | Ping)
+        if isinstance(request, Ping):
+            self._control.send(_encode(Pong()))
+            return True
         with socket.socket(fileno=fds[0]) as link, ExitStack() as files:
             for fd in fds[1:]:
                 files.callback(os.close, fd)
