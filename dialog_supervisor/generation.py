@@ -11,6 +11,7 @@ import msgspec
 import structlog
 import trio
 
+from dialog_supervisor import metrics
 from dialog_supervisor.config import Config
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.tally import Tally
@@ -225,7 +226,8 @@ class Generation:
     async def worker(self, worker: Worker) -> AsyncIterator[None]:
         """Fork the process of `worker`, and be its supervisor inside the block. Raises `NoWorker`."""
         try:
-            await self._fork(worker)
+            with metrics.forking():
+                await self._fork(worker)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.run)
                 yield

@@ -151,10 +151,13 @@ class RecordingsConfig(Section, frozen=True, kw_only=True):
 
 
 class ControlConfig(Section, frozen=True, kw_only=True):
-    """`[control]`: where dialogctl finds dialogd."""
+    """`[control]`: where dialogctl finds dialogd, and Prometheus its figures."""
 
     socket: Path = Path()
     """A unix socket; by default $RUNTIME_DIRECTORY/control.sock, else one named for this configuration file."""
+    listen: str | None = None
+    """Address and port, such as "127.0.0.1:9090", where `/metrics` and `/healthz` are served, and nothing else: figures, to
+    be read by whoever can connect. The socket has `/metrics` in any case."""
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
