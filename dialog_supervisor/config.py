@@ -256,6 +256,10 @@ def _check(path: Path, config: Config) -> None:
     for name, value in config.agent.env.items():
         if config.twilio.auth_token in value:
             raise refuse(f"agent.env.{name}", None, "holds twilio.auth_token, which agent code must not have; remove it")
+    for key, paths in (("readable", config.workers.readable), ("writable", config.workers.writable)):
+        for number, found in enumerate(paths):
+            if not found.exists():
+                raise refuse(f"workers.{key}[{number}]", str(found), "there is no such file or directory")
     _check_numbers(config, refuse)
 
 

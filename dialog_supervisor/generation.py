@@ -13,6 +13,7 @@ import trio
 
 from dialog_supervisor import metrics
 from dialog_supervisor.config import Config
+from dialog_supervisor.confinement import confinement, remove_scratch
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.tally import Tally
 from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ping, Ready, Report
@@ -135,8 +136,8 @@ class Generation:
         python = str(self._config.file.parent / agent.python) if agent.python else sys.executable
         with ours:
             with theirs:
-                limits = msgspec.json.encode(self._config.workers).decode()
-                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name, limits]
+                told = [_json(self._config.workers), _json(confinement(self._config, self.snapshot))]
+                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name, *told]
                 process = await self._spawn([python, *_TEMPLATE, *arguments], theirs.fileno())
             try:
                 await self._ready(ours)
@@ -234,6 +235,7 @@ class Generation:
                 nursery.cancel_scope.cancel()
         finally:
             self._workers.pop(worker.pid, None)
+            await remove_scratch(self._config, self.snapshot, worker.pid)
 
     async def _fork(self, worker: Worker) -> None:
         """Have the template fork, or, where that dies or does not answer, the one that is started after it."""
@@ -267,6 +269,10 @@ class Generation:
                 await trio.lowlevel.wait_writable(control.fileno())
             else:
                 return
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, enc_hook=str).decode()  # the hook: for paths
 
 
 class _Pending:

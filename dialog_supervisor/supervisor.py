@@ -22,6 +22,7 @@ from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.config import Config
+from dialog_supervisor.confinement import check_sandbox
 from dialog_supervisor.control.app import Controlled, Refused, serve_control
 from dialog_supervisor.control.scrape import serve_figures
 from dialog_supervisor.figures import Figures
@@ -55,6 +56,7 @@ class Supervisor(Controlled):
 
     async def run(self) -> None:
         """Serve until told to stop. Raises `ConfigError` or `GenerationFailed` when it cannot start."""
+        check_sandbox(self._config)
         context = tls(self._config)
         address = self._config.gateway.listen
         listening = inherited_listener(self._config.environ, os.getpid()) or listen(self._config, "gateway.listen", address)
