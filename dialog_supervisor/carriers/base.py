@@ -8,7 +8,7 @@ from typing import Literal
 
 import trio
 
-from dialog_supervisor.carriers.playout import BYTES_PER_MS, Playout
+from dialog_supervisor.carriers.playout import BYTES_PER_MS, OnTheWay, Playout
 from dialog_supervisor.websocket import MediaSocket
 from protocol.messages import Event, Message, MessageDispatched, StartRecording, StartTranscript
 
@@ -89,6 +89,10 @@ class Leg(ABC):
         for message in self._early:
             lengths[message.uuid] = lengths.get(message.uuid, 0) + len(message.data) // BYTES_PER_MS
         return lengths
+
+    def still_to_hear(self) -> tuple[OnTheWay, ...]:
+        """Return each utterance that the carrier is playing or will play, and how much of it was heard."""
+        return self._playout.still_to_hear(trio.current_time())
 
     def opened(self) -> None:
         """A stream is open: say what was posted before."""

@@ -10,6 +10,8 @@ No I/O here: whoever calls passes the time, and sends what is returned.
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from protocol.messages import MessageDispatched
 
 BYTES_PER_MS = 8  # mu-law at 8 kHz
@@ -38,6 +40,15 @@ class Utterance:
             remaining = min(len(audio), max(0, round((end - now) * 1000)) * BYTES_PER_MS)
             rest += audio[len(audio) - remaining :]
         return bytes(rest)
+
+
+class OnTheWay(Struct, frozen=True, array_like=True):
+    """How much of an utterance the caller has heard, of how much; `done` when its last piece has come."""
+
+    uuid: str
+    played_ms: int
+    total_ms: int
+    done: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,12 @@ class Playout:
     def on_the_way(self) -> dict[str, int]:
         """Return each utterance that is still to be heard to its end, with its length in ms as far as it is known."""
         return {utterance.uuid: utterance.total_ms for utterance in self._utterances.values()}
+
+    def still_to_hear(self, now: float) -> tuple[OnTheWay, ...]:
+        """Return each utterance that is still to be heard to its end, in the order in which they are played."""
+        return tuple(
+            OnTheWay(one.uuid, self._heard(one, now).played_ms, one.total_ms, one.done) for one in self._utterances.values()
+        )
 
     def unfinished(self) -> list[str]:
         """Return the utterances whose last piece has not come."""
