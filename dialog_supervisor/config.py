@@ -19,7 +19,7 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Struct
 
-from dialog_supervisor.sections import Secret, Section, Tables
+from dialog_supervisor.sections import ControlConfig, Secret, Section, Tables
 from dialog_supervisor.transfer import PATTERN_FORMS, is_pattern
 
 _SECRET_KEYS = re.compile(r"token|key|secret|password|^agent\.env", re.IGNORECASE)
@@ -78,10 +78,11 @@ def load(file: Path | str, environ: Mapping[str, str] | None = None) -> Config:
     except msgspec.ValidationError as error:
         raise _explain(path, tables, str(error)) from None
     found = {
-        "control": msgspec.structs.replace(said.control, socket=_control_socket(path, said.control.socket, surroundings)),
+        "control": ControlConfig(socket=_control_socket(path, said.control.socket, surroundings)),
         "recordings": msgspec.structs.replace(
             said.recordings, directory=_recordings_directory(path, said.recordings.directory, surroundings)
         ),
+        "store": msgspec.structs.replace(said.store, path=_store_file(path, said.store.path, surroundings)),
     }
     sections = {name: getattr(said, name) for name in Tables.__struct_fields__} | found
     config = Config(**sections, file=path, environ=surroundings)
@@ -240,26 +241,27 @@ def _check(path: Path, config: Config) -> None:
     def refuse(key: str, value: str | None, why: str) -> ConfigError:
         return ConfigError(f"{path}: {key}{_shown(key, value)}: {why}")
 
-    public_url = config.gateway.public_url
-    for key, address in (("gateway.listen", config.gateway.listen), ("control.listen", config.control.listen)):
-        if not _is_address(address):
-            raise refuse(key, address, 'is not an address and a port, such as "127.0.0.1:8080"')
+    listen, public_url = config.gateway.listen, config.gateway.public_url
+    try:
+        split_address(listen)
+    except ValueError:
+        raise refuse("gateway.listen", listen, 'is not an address and a port, such as "127.0.0.1:8080"') from None
     public = _split(public_url)
     if public is None or public_url.rstrip("/") != f"{public.scheme}://{public.netloc}":
         raise refuse("gateway.public_url", public_url, 'must be a bare origin, such as "https://voice.example.com"')
     if _split(config.twilio.api_url) is None:
         raise refuse("twilio.api_url", config.twilio.api_url, "must be an http or https URL")
-    _check_certificate(path, config, refuse)
+    if (config.gateway.certificate is None) != (config.gateway.key is None):
+        raise refuse("gateway.certificate", config.gateway.certificate, "certificate and key go together")
+    for key, name in (("gateway.certificate", config.gateway.certificate), ("gateway.key", config.gateway.key)):
+        if name is not None and not (path.parent / name).is_file():
+            raise refuse(key, name, f"there is no file {path.parent / name}")
     if not config.agent_path.is_dir():
         missing = f"there is no directory {config.agent_path}; the path is relative to {path.name}"
         raise refuse("agent.path", config.agent.path, missing)
     for name, value in config.agent.env.items():
         if config.twilio.auth_token in value:
             raise refuse(f"agent.env.{name}", None, "holds twilio.auth_token, which agent code must not have; remove it")
-    for key, paths in (("readable", config.workers.readable), ("writable", config.workers.writable)):
-        for number, found in enumerate(paths):
-            if not found.exists():
-                raise refuse(f"workers.{key}[{number}]", str(found), "there is no such file or directory")
     _check_numbers(config, refuse)
 
 
@@ -270,22 +272,6 @@ def _check_numbers(config: Config, refuse: Callable[[str, str | None, str], Conf
     for key, given in (("dial", config.fallback.dial), ("busy_dial", config.fallback.busy_dial or None)):
         if given is not None and not _E164.fullmatch(given):
             raise refuse(f"fallback.{key}", given, 'is not an E.164 number, such as "+15551234567"')
-
-
-def _check_certificate(path: Path, config: Config, refuse: Callable[[str, str | None, str], ConfigError]) -> None:
-    if (config.gateway.certificate is None) != (config.gateway.key is None):
-        raise refuse("gateway.certificate", config.gateway.certificate, "certificate and key go together")
-    for key, name in (("gateway.certificate", config.gateway.certificate), ("gateway.key", config.gateway.key)):
-        if name is not None and not (path.parent / name).is_file():
-            raise refuse(key, name, f"there is no file {path.parent / name}")
-
-
-def _is_address(address: str | None) -> bool:
-    """Whether one can listen there; where there is no address, nobody will."""
-    try:
-        return address is None or bool(split_address(address))
-    except ValueError:
-        return False
 
 
 def _split(url: str) -> Any:
@@ -305,8 +291,8 @@ def _control_socket(path: Path, given: Path, environ: Mapping[str, str]) -> Path
     elif runtime := environ.get("RUNTIME_DIRECTORY"):
         socket = Path(runtime.split(":")[0]) / "control.sock"
     else:
-        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-        socket = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"dialog-{os.getuid()}" / f"{name}.sock"
+        directory = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"dialog-{os.getuid()}"
+        socket = directory / f"{_name_of(path)}.sock"
     if len(os.fsencode(socket)) > _UNIX_SOCKET_PATH_BYTES:
         limit = f"a unix socket's path has at most {_UNIX_SOCKET_PATH_BYTES} bytes; choose a shorter one"
         raise ConfigError(f"{path}: control.socket = '{socket}': {limit}")
@@ -319,3 +305,22 @@ def _recordings_directory(path: Path, given: Path, environ: Mapping[str, str]) -
         return given
     state = environ.get("STATE_DIRECTORY")
     return (Path(state.split(":")[0]) if state else path.parent) / "recordings"
+
+
+def _store_file(path: Path, given: Path, environ: Mapping[str, str]) -> Path:
+    """Return where calls are kept: as configured, as systemd says, or in the user's home; `Path()` where there is none."""
+    if given != Path():
+        return given
+    if state := environ.get("STATE_DIRECTORY"):
+        return Path(state.split(":")[0]) / "calls.sqlite"
+    home = environ.get("XDG_STATE_HOME", "")
+    if not home.startswith("/"):  # XDG Base Directory Specification: anything else is to be ignored
+        if not environ.get("HOME", "").startswith("/"):
+            return Path()
+        home = environ["HOME"] + "/.local/state"
+    return Path(home) / "dialog" / f"{_name_of(path)}.sqlite"
+
+
+def _name_of(path: Path) -> str:
+    """Return a name that stands for a configuration file."""
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]

@@ -8,11 +8,11 @@ from typing import Any
 import structlog
 import trio
 
-from dialog_supervisor import metrics
 from dialog_supervisor.config import Config
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.probe import probe
 from dialog_supervisor.snapshot import GenerationFailed, private_directory, take
+from dialog_supervisor.sqlite import files_of
 
 log = structlog.get_logger("generations")
 
@@ -108,13 +108,11 @@ class Generations:
                 new = await make()
                 self._promote(new)
             except GenerationFailed as error:
-                metrics.SWAPS.labels(what, "failed").inc()
                 log.error(f"the {what} failed; the old generation serves on", generation=old.name, reason=str(error))
                 raise GenerationFailed(f"the {what} failed, and generation {old.name} serves on:\n\n{error}\n") from None
             finally:
                 with trio.CancelScope(shield=True):
                     await self._dismiss_candidate()
-            metrics.SWAPS.labels(what, "done").inc()
             seconds = round(trio.current_time() - began_at, 3)
             log.info(f"{what} done", generation=new.name, previous=old.name, retiring_calls=old.calls, seconds=seconds)
             return {"generation": new.name, "hash": new.snapshot.hash, "previous": old.name, "seconds": seconds}
@@ -142,7 +140,8 @@ class Generations:
         """Copy the agent's directory and start a template from the copy."""
         self._loads += 1
         config = self._config
-        unwanted = (config.file, config.file.parent / ".env", config.recordings.directory, self._directory)
+        files = (config.file, config.file.parent / ".env", *files_of(config.store.path))
+        unwanted = (*files, config.recordings.directory, self._directory)
         snapshot = await trio.to_thread.run_sync(take, config.agent_path, self._directory, self._loads, unwanted)
         self._candidate = Generation(config, snapshot)
         self._known.append(self._candidate)

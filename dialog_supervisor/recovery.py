@@ -4,7 +4,7 @@ All of it can be taken out as a `CallState`, and another dialogd's `Recovery` ca
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -42,9 +42,13 @@ class Recovery:
     """One call's memory on behalf of its workers. No I/O.
 
     A worker that saves no checkpoint is followed by one that begins anew, and hears only what is said from then on.
+    `changed` is called when anything but the audio is different.
     """
 
-    def __init__(self, metadata: Metadata, restarts: int, window_s: float) -> None:
+    def __init__(
+        self, metadata: Metadata, restarts: int, window_s: float, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._changed = changed
         self._restarts = restarts
         self._window_s = window_s
         self._deaths: deque[float] = deque(maxlen=max(1, restarts))
@@ -85,12 +89,16 @@ class Recovery:
         if isinstance(event, Media):
             if self._state is not None:
                 self._keep(event)
-        elif isinstance(event, Metadata):
+            return
+        if isinstance(event, Metadata):
             self._metadata = event
         elif isinstance(event, StreamingStarted):
             self._started = event
         elif isinstance(event, MessageDispatched):
             self._recent.append(event)
+        else:
+            return
+        self._changed()
 
     def _keep(self, media: Media) -> None:
         self._audio += media.payload
@@ -102,6 +110,7 @@ class Recovery:
         """There was no worker to tell it to. What the next one is told anyway is not kept twice."""
         if not isinstance(event, Media | Metadata | StreamingStarted | MessageDispatched):
             self._missed.append(event)
+            self._changed()
 
     def saved(self, checkpoint: Checkpoint) -> None:
         """The worker has a new state; the audio that is accounted for in it is needed no more."""
@@ -110,6 +119,7 @@ class Recovery:
         self._recent.clear()
         kept = min(_KEPT_BYTES, (max(0, checkpoint.audio_ms) + _UNDER_WAY_MS) * _BYTES_PER_MS)
         del self._audio[:-kept]
+        self._changed()
 
     def may_restart(self, now: float) -> bool:
         """Whether a worker that died now is to have a successor: not too often, and not twice in vain at one checkpoint."""
@@ -130,6 +140,7 @@ class Recovery:
             return False
         often = len(self._deaths) == self._restarts and now - self._deaths[0] < self._window_s
         self._deaths.append(now)
+        self._changed()
         return not often
 
     def introduction(self, playing: Mapping[str, int]) -> Iterator[Event]:
@@ -146,6 +157,7 @@ class Recovery:
         yield from self._recent
         yield from self._missed
         self._missed.clear()
+        self._changed()
         if state is not None:
             yield from self._replayed()
 

@@ -117,13 +117,6 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     core_dumps: bool = False
     """Whether its memory, with what the caller said, may be written to disk when it crashes, and be looked at by debuggers
     and profilers (`dialogctl load` too) of the user that it runs as; root's always may."""
-    sandbox: bool = False
-    """Whether the agent's code, from its import on, is kept from files that it need not see and from system calls that reach
-    out of its process; see operations.md. Linux 5.13 and later."""
-    readable: tuple[Path, ...] = ()
-    """Files and directories that agents may read in the sandbox, beside their code, Python and the system's libraries."""
-    writable: tuple[Path, ...] = ()
-    """Those that they may also change there, beside a directory for temporary files that each call has of its own."""
 
 
 class FallbackConfig(Section, frozen=True, kw_only=True):
@@ -157,14 +150,22 @@ class RecordingsConfig(Section, frozen=True, kw_only=True):
     """Bytes of one recording; the rest of a longer one is not downloaded, and the agent is told so."""
 
 
+class StoreConfig(Section, frozen=True, kw_only=True):
+    """`[store]`: where calls under way are kept, so that another `dialogd` goes on with them when this one dies."""
+
+    enabled: bool = True
+    """Whether they are."""
+    path: Path = Path()
+    """The file; by default $STATE_DIRECTORY/calls.sqlite, else one named for this configuration file in
+    $XDG_STATE_HOME/dialog, which is ~/.local/state/dialog as a rule. It is on a disk of this machine, only its user may read
+    it, and several `dialogd`s may share it. A call is deleted from it when it ends."""
+
+
 class ControlConfig(Section, frozen=True, kw_only=True):
-    """`[control]`: where dialogctl finds dialogd, and Prometheus its figures."""
+    """`[control]`: where dialogctl finds dialogd."""
 
     socket: Path = Path()
     """A unix socket; by default $RUNTIME_DIRECTORY/control.sock, else one named for this configuration file."""
-    listen: str | None = None
-    """Address and port, such as "127.0.0.1:9090", where `/metrics` and `/healthz` are served, and nothing else: figures, to
-    be read by whoever can connect. The socket has `/metrics` in any case."""
 
 
 class LogConfig(Section, frozen=True, kw_only=True):
@@ -189,5 +190,6 @@ class Tables(Section, frozen=True, kw_only=True):
     fallback: FallbackConfig = FallbackConfig()
     transfer: TransferConfig = TransferConfig()
     recordings: RecordingsConfig = RecordingsConfig()
+    store: StoreConfig = StoreConfig()
     control: ControlConfig = ControlConfig()
     log: LogConfig = LogConfig()

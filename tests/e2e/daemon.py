@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -234,9 +235,12 @@ def _table(name: str, values: Mapping[str, object]) -> Iterator[str]:
 
 
 class Dialogd:
-    """One process. `output` and `log` grow while it runs: what it wrote to stderr, and those lines of it that are JSON."""
+    """One process. `output` and `log` grow while it runs: what it wrote to stderr, and those lines of it that are JSON.
 
-    def __init__(self, config: Path, environ: Mapping[str, str]) -> None:
+    With a `listener`, it is passed that instead of opening one, as by systemd's socket unit.
+    """
+
+    def __init__(self, config: Path, environ: Mapping[str, str], listener: socket.socket | None = None) -> None:
         self.config = config
         self.directory = config.parent
         self.public_url = PUBLIC_URL
@@ -246,10 +250,16 @@ class Dialogd:
         self.expects_traceback = False
         self._run = uuid.uuid4().hex
         self._news = threading.Condition()
-        secrets = {"TWILIO_AUTH_TOKEN": AUTH_TOKEN, _MARK: self._run}
+        own = {"TWILIO_AUTH_TOKEN": AUTH_TOKEN, _MARK: self._run, "XDG_STATE_HOME": str(self.directory / "state")}
+        command = [str(DIALOGD), "-c", str(config)]
+        if listener is not None:
+            own |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "gateway"}
+            pass_on = f'export LISTEN_PID=$$; exec "$@" 3<&{listener.fileno()}'
+            command = ["bash", "-c", pass_on, "bash", *command]
         self._process = subprocess.Popen(
-            [DIALOGD, "-c", config],
-            env=os.environ | secrets | dict(environ),
+            command,
+            env=os.environ | own | dict(environ),
+            pass_fds=[] if listener is None else [listener.fileno()],
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
         )
@@ -376,6 +386,19 @@ class Dialogd:
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
+
+    async def killed(self) -> None:
+        """Have it die at once, and wait until all that descended from it has noticed."""
+        self.signal(signal.SIGKILL)
+        await self.exited()
+        with trio.fail_after(PATIENCE_S):
+            while self.processes():  # noqa: ASYNC110 - no event tells of grandchildren
+                await trio.sleep(0.02)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not exited."""
+        return self._process.poll() is None
 
     def exit_code(self) -> int:
         """Wait until it has exited and return how."""

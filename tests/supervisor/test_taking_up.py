@@ -3,6 +3,8 @@
 import os
 from typing import Any, NoReturn
 
+import msgspec
+import trio
 from trio.testing import MockClock
 
 from dialog_supervisor.call import Call
@@ -37,8 +39,9 @@ async def first_told(state: CallState | None, leg: QuietLeg) -> list[Event]:
     generation: Any = Stillborn()
     call = Call(METADATA, lambda emit: leg, generation, CallsConfig(), TransferConfig())
     if state is not None:
-        call.take_up(state)
-        assert call.recovery_state(audio=True) == state
+        assert call.take_up(state, 60.0)
+        assert call.recovery_state(audio=True) == msgspec.structs.replace(state, deaths=(0.0,), died_here=1)
+        assert trio.current_time() - call.started_at == 60.0
     await call.run()
     told: list[Event] = generation.told
     return [event for event in told if not isinstance(event, Hello)]

@@ -5,6 +5,7 @@ Statuses: unknown path 404, not POST 405, not a form 415, no signature 400, a wr
 
 import hmac
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 from urllib.parse import parse_qsl
 
@@ -28,10 +29,16 @@ from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.carriers.twilio.voip import TwilioLeg
 from dialog_supervisor.config import Config
 from dialog_supervisor.http import Request, Response, Upgrade
+from dialog_supervisor.keeper import Missing
 from protocol.messages import Event, Metadata
 
 SIGNATURE_HEADER = "x-twilio-signature"
 MAX_FIELDS = 1000  # a voice webhook has about thirty
+_LOOK_UP_TIMEOUT_S = 0.25  # for a call that is almost always a new one
+_RESUME_TIMEOUT_S = 5.0  # for one that is under way; Twilio waits 15 s for the answer
+_WAIT_S = 1  # before a caller asks again whose call another dialogd has
+_MOST_WAITS = 10
+_WAITED = "waited"  # how often, in the query, which is signed
 _FORM_TYPE = "application/x-www-form-urlencoded"
 
 log = structlog.get_logger("twilio")
@@ -51,6 +58,12 @@ class Switchboard(Protocol):
 
     def claim(self, token: str) -> Call | None:
         """Return the call whose media socket this token opens, once."""
+
+    async def resume(self, call_id: str, line: Callable[[Metadata], MakeLeg], timeout_s: float) -> Call | Missing:
+        """Go on with a call that a dead dialogd left, or say why not."""
+
+    async def forget(self, call_id: str) -> None:
+        """A call that is not under way here is over, as the carrier says."""
 
 
 class TwilioGateway:
@@ -74,8 +87,10 @@ class TwilioGateway:
         if isinstance(form, Response):
             return form
         if about is not None:
-            return self._callback(about, form)
-        return self._voice(form) if request.path == VOICE_PATH else self._after(form)
+            return await self._callback(about, form)
+        if request.path == VOICE_PATH and not form.get("CallSid"):
+            return Response(400, "CallSid is missing\n")
+        return self._twiml(await (self._voice(request, form) if request.path == VOICE_PATH else self._after(request, form)))
 
     def _form(self, request: Request) -> Form | Response:
         """Return what an authentic webhook says, or the answer to one that is not."""
@@ -102,31 +117,55 @@ class TwilioGateway:
 
     # Webhooks
 
-    def _voice(self, form: Form) -> Response:
-        """A call comes in. Twilio may ask twice (a retry has the same CallSid); it is one call and one answer."""
+    async def _voice(self, request: Request, form: Form) -> VoiceResponse:
+        """A call comes in. Twilio may ask twice (a retry has the same CallSid); it is one call and one answer.
+
+        It may also ask here because something else has failed, and then says in what: this is the fallback URL too.
+        """
         call_sid = form.get("CallSid", "")
-        if not call_sid:
-            return Response(400, "CallSid is missing\n")
-        call = self._switchboard.find(call_sid)
-        if call is None:
-            metadata = Metadata(call_sid, "twilio", form.get("From", ""), form.get("To", ""), dict(form))
-            call = self._switchboard.admit(metadata, lambda emit: self._leg(metadata, emit))
-        if call is None:
-            return self._twiml(self._busy())
-        return self._twiml(self._next(call))
+        if (call := self._switchboard.find(call_sid)) is not None:
+            return self._next(call)
+        failed = "ErrorCode" in form
+        found = await self._resume(form, _RESUME_TIMEOUT_S if failed else _LOOK_UP_TIMEOUT_S)
+        if isinstance(found, Call):
+            return self._next(found)
+        if found in (Missing.ELSEWHERE, Missing.REFUSED) or form.get("CallStatus", "") in callbacks.OVER:
+            return self._without(found, request)
+        metadata = Metadata(call_sid, "twilio", form.get("From", ""), form.get("To", ""), dict(form))
+        call = self._switchboard.admit(metadata, partial(self._leg, metadata))
+        return self._busy() if call is None else self._next(call)
+
+    async def _after(self, request: Request, form: Form) -> VoiceResponse:
+        """A stream has ended; Twilio asks what now."""
+        if (call := self._switchboard.find(form.get("CallSid", ""))) is not None:
+            call.stream_ended(gone=form.get("CallStatus", "") in callbacks.OVER)
+            return self._next(call)
+        found = await self._resume(form, _RESUME_TIMEOUT_S)
+        return self._next(found) if isinstance(found, Call) else self._without(found, request)
+
+    async def _resume(self, form: Form, timeout_s: float) -> Call | Missing:
+        """Go on with a call that is not known here; one that is over is forgotten."""
+        call_sid = form.get("CallSid", "")
+        if form.get("CallStatus", "") in callbacks.OVER:
+            await self._switchboard.forget(call_sid)
+            return Missing.UNKNOWN
+        return await self._switchboard.resume(call_sid, lambda metadata: partial(self._leg, metadata), timeout_s)
+
+    def _without(self, why: Missing, request: Request) -> VoiceResponse:
+        """Return what a caller gets whose call cannot be gone on with here."""
+        if why is Missing.UNKNOWN:
+            return _hangup()
+        waited = dict(parse_qsl(request.query)).get(_WAITED, "")
+        times = int(waited) if waited.isdecimal() and len(waited) < 4 else 0
+        if why is Missing.ELSEWHERE and times < _MOST_WAITS:
+            document = VoiceResponse()
+            document.pause(length=_WAIT_S)
+            document.redirect(self._addresses.url(request.path, f"{_WAITED}={times + 1}"), method="POST")
+            return document
+        return self._fallback()
 
     def _leg(self, metadata: Metadata, emit: Callable[[Event], None]) -> Leg:
         return TwilioLeg(metadata, self._rest, self._config, lambda: self._stream_verb(metadata.call_id), emit)
-
-    def _after(self, form: Form) -> Response:
-        """A stream has ended; Twilio asks what now."""
-        call = self._switchboard.find(form.get("CallSid", ""))
-        if call is None:
-            document = VoiceResponse()
-            document.hangup()
-            return self._twiml(document)
-        call.stream_ended(gone=form.get("CallStatus", "") in callbacks.OVER)
-        return self._twiml(self._next(call))
 
     def _next(self, call: Call) -> VoiceResponse:
         match call.next_step():
@@ -134,9 +173,7 @@ class TwilioGateway:
                 return self._connect(call.answered())
             case Next.FALLBACK:
                 return self._fallback()
-        document = VoiceResponse()
-        document.hangup()
-        return document
+        return _hangup()
 
     def _connect(self, token: str) -> VoiceResponse:
         document = VoiceResponse()
@@ -170,10 +207,12 @@ class TwilioGateway:
     def _twiml(document: VoiceResponse) -> Response:
         return Response(200, str(document), "text/xml; charset=utf-8")
 
-    def _callback(self, about: str, form: Form) -> Response:
+    async def _callback(self, about: str, form: Form) -> Response:
         """Twilio reports on a call. What is late or cannot be read is no reason for it to send it again."""
         call = self._switchboard.find(form.get("CallSid", ""))
         if call is None:
+            if about == "status" and form.get("CallStatus", "") in callbacks.OVER:
+                await self._switchboard.forget(form.get("CallSid", ""))
             log.info("a report on a call that is over", about=about, call=form.get("CallSid", ""))
             return Response(204)
         with structlog.contextvars.bound_contextvars(call=call.id):
@@ -204,6 +243,12 @@ class TwilioGateway:
 
     def _signed(self, url: str, signature: str) -> bool:
         return hmac.compare_digest(self._validator.compute_signature(url, {}).encode(), signature.encode())
+
+
+def _hangup() -> VoiceResponse:
+    document = VoiceResponse()
+    document.hangup()
+    return document
 
 
 def _dial_or_say(number: str | None, words: str) -> VoiceResponse:

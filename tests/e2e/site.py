@@ -1,0 +1,66 @@
+"""A machine on which one dialogd follows another. Its listener, as one from systemd, and its store outlive them."""
+
+import base64
+import json
+import socket
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tests.e2e.daemon import PATIENCE_S, PUBLIC_URL, Dialogd, write_agent, write_config
+from tests.e2e.test_recovery import COUNTER
+from tests.e2e.twilio_client import PhoneCall, Place
+
+
+class Site:
+    """The place of a dialogd; `place` is where its carrier calls."""
+
+    def __init__(
+        self, directory: Path, store: Path, listener: socket.socket, sections: Mapping[str, Mapping[str, object]]
+    ) -> None:
+        directory.mkdir(exist_ok=True)
+        self.store = store
+        self.place = Place(PUBLIC_URL, listener.getsockname()[1])
+        self._listener = listener
+        agent = write_agent(directory / "agent", COUNTER)
+        kept = {"path": str(store), **sections.get("store", {})}
+        self.config = write_config(directory, agent, **{**sections, "store": kept})
+
+    @contextmanager
+    def dialogd(self, **environ: str) -> Iterator[Dialogd]:
+        """Run a dialogd; in the end it is stopped, unless it is dead by then."""
+        with Dialogd(self.config, environ, self._listener) as dialogd:
+            dialogd.wait_for_log(event="ready")
+            yield dialogd
+            if dialogd.alive:
+                dialogd.stop()
+
+
+@contextmanager
+def site(directory: Path, file: Path | None = None, **sections: Mapping[str, object]) -> Iterator[Site]:
+    """Have a site, whose dialogd's store is in `directory` unless it is elsewhere."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        yield Site(directory, file or directory / "calls.sqlite", listener, sections)
+
+
+def kept_calls(store: Path) -> dict[str, bytes]:
+    """Return the calls that a store has, and the last checkpoint of each; "fallback" for one that waits for that."""
+    with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
+        rows = connection.execute("SELECT call_id, record FROM calls").fetchall()
+    return {call_id: _checkpoint(json.loads(record)) for call_id, record in rows}
+
+
+def _checkpoint(record: dict[str, Any]) -> bytes:
+    return b"fallback" if record["fallback"] else base64.b64decode(record["state"]["checkpoint"] or "")
+
+
+async def kept(site: Site, calls: Mapping[PhoneCall, bytes]) -> None:
+    """Wait until the site's store has these calls with these checkpoints, and no others."""
+    wanted = {call.sid: checkpoint for call, checkpoint in calls.items()}
+    with trio.fail_after(PATIENCE_S):
+        while kept_calls(site.store) != wanted:  # noqa: ASYNC110 - another process
+            await trio.sleep(0.02)
