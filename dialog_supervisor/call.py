@@ -14,8 +14,10 @@ from functools import partial
 import structlog
 import trio
 
+from dialog_supervisor import metrics
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
 from dialog_supervisor.generation import Generation, NoWorker
+from dialog_supervisor.metrics import Party
 from dialog_supervisor.recovery import CallState, Recovery
 from dialog_supervisor.requests import Requests
 from dialog_supervisor.sections import CallsConfig, TransferConfig
@@ -82,11 +84,13 @@ class Call:
         self.metadata = metadata
         self.generation = generation.name
         self.started_at = trio.current_time()
+        self.seconds = 0.0  # that it lasted, once it is over
         self.token = secrets.token_urlsafe(24)
         self.leg = make_leg(self._tell)
         self.worker = Worker(generation.name, self.id)
         self.state = State.RINGING
         self.reason = ""
+        self.ended_by: Party = "dialogd"
         self._steps = Steps()
         self._transfer = transfer
         self._requests = self._new_requests()
@@ -103,7 +107,9 @@ class Call:
         self._asked_in_vain = False  # the carrier has had its time to ask what comes after a lost stream
         self._fallback = False
         self._streams = 0
-        self._dropped = 0
+        self._lost = False  # the last of them
+        self.media_dropped = 0  # frames of the caller's that workers were too slow for
+        self._dropped = 0  # of them, by the present one
         self._enter(State.RINGING, config.connect_timeout)
 
     def take_up(self, state: CallState, age_s: float) -> bool:
@@ -150,7 +156,7 @@ class Call:
         self.token = secrets.token_urlsafe(24)
         return True
 
-    def end(self, reason: str, *, fallback: bool = False, released: bool = False) -> None:
+    def end(self, reason: str, *, by: Party = "dialogd", fallback: bool = False, released: bool = False) -> None:
         """The conversation is over. With `fallback`, the caller is still there and must not be left in silence.
 
         `released`: the carrier needs nothing more from us.
@@ -159,7 +165,7 @@ class Call:
             self._released.set()
         if self._over.is_set():
             return
-        self.reason, self._fallback = reason, fallback
+        self.reason, self.ended_by, self._fallback = reason, by, fallback
         self._enter(State.ENDING)
         self._over.set()
         self._note()
@@ -168,9 +174,19 @@ class Call:
         """The carrier says that its stream is no more. `gone`: nor is the caller."""
         if gone:
             self._fallback = False
-            self.end(self._requests.parting or "the caller hung up", released=True)
+            self._hung_up("the caller hung up")
         else:
             self.leg.release()
+
+    @property
+    def fallback(self) -> bool:
+        """Whether it ended with a caller who was given the fallback."""
+        return self._fallback
+
+    def _hung_up(self, reason: str) -> None:
+        """The line has ended, by itself unless the agent had asked for it."""
+        parting = self._requests.parting
+        self.end(parting or reason, by="agent" if parting else "caller", released=True)
 
     def next_step(self) -> Next:
         """Answer the carrier's question what to do with the caller."""
@@ -197,8 +213,9 @@ class Call:
                 self.worker.close()
                 self._enter(State.ENDED)
                 self._steps.close()
-                seconds = round(trio.current_time() - self.started_at, 1)
-                log.info("call ended", reason=self.reason, seconds=seconds, media_dropped=self._dropped, **self.leg.counts)
+                self.seconds = round(trio.current_time() - self.started_at, 1)
+                counts = self.leg.counts
+                log.info("call ended", reason=self.reason, seconds=self.seconds, media_dropped=self.media_dropped, **counts)
 
     async def _keep_deadlines(self) -> None:
         while not self._over.is_set():
@@ -267,6 +284,9 @@ class Call:
             self._streams += 1
             self._enter(State.STREAMING)
             mine = self._streams
+            if self._lost:
+                self._lost = False
+                metrics.MEDIA_RESUMED.inc()
             try:
                 end = await self.leg.stream(socket)
             except Exception:  # the call's boundary on this side
@@ -279,9 +299,11 @@ class Call:
                 self._requests.returning = False
                 self._enter(State.CONNECTING, self._config.connect_timeout)
             elif end is StreamEnd.STOPPED:
-                self.end(self._requests.parting or "the carrier stopped the stream", released=True)
+                self._hung_up("the carrier stopped the stream")
             elif self.state is State.STREAMING:
                 log.warning("media socket lost; waiting for the carrier to ask what now")
+                self._lost = True
+                metrics.MEDIA_LOST.inc()
                 self._enter(State.CONNECTING, self._config.reconnect_timeout)
 
     def _tell(self, event: Event) -> None:
@@ -295,8 +317,9 @@ class Call:
             return
         except OutboxFull as error:
             log.error("worker does not read and is killed", reason=str(error))
-            self.worker.kill()
+            self.worker.kill("unread")
         if link.dropped != self._dropped:
+            self.media_dropped += link.dropped - self._dropped
             self._dropped = link.dropped
             if self._dropped % 50 == 1:
                 log.warning("worker is behind; its oldest audio is dropped", frames=self._dropped)
@@ -339,17 +362,20 @@ class Call:
         except (ProtocolError, LinkClosed) as error:
             if not self._over.is_set():
                 log.error("worker breaks the protocol and is killed", error=type(error).__name__, reason=str(error))
-            self.worker.kill()
+            self.worker.kill("protocol" if isinstance(error, ProtocolError) else None)
 
     def _replace_worker(self) -> bool:
         """A worker died in mid-call: have another take over, or the caller given the fallback when that was often."""
         dead, code = self.worker, self.worker.exit_code
+        cause, status = dead.death
+        metrics.WORKER_DEATHS.labels(cause, status).inc()
         if not self._recovery.may_restart(trio.current_time()):
             log.error("worker died in mid-call", pid=dead.pid, exit_code=code)
             self.end(f"worker died ({code})", fallback=True)
             return False
         log.error("worker died in mid-call, and another takes over", pid=dead.pid, exit_code=code)
-        self.worker = Worker(self.generation, self.id)
+        self.worker, self._dropped = Worker(self.generation, self.id), 0
+        metrics.WORKER_RESTARTS.labels(cause).inc()
         dead.close()
         self._requests = self._new_requests()
         self._introduce()
@@ -394,6 +420,7 @@ class Call:
 
     def _turn(self, turn: Turn) -> None:
         self._generation.tally.turn(turn)
+        metrics.turn(turn)
         self._steps.add("turn", turn.outcome, turn_fields(turn))
 
     def watch(self) -> trio.MemoryReceiveChannel[Step]:

@@ -116,6 +116,12 @@ def _readiness(found: dict[str, Any]) -> str:
 
 
 @control.command
+def metrics() -> None:
+    """Print the figures that Prometheus reads."""
+    print(_ask("GET", "/metrics"), end="")
+
+
+@control.command
 def calls(*, json: AsJson = False) -> None:
     """List the calls under way."""
     found = _ask("GET", "/calls")
@@ -241,7 +247,7 @@ def _ask(method: str, path: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Any
         raise Failed(f"no dialogd answers at {socket} ({error}); start one with: dialogd -c {config.file}") from None
     if response.is_error:
         raise Failed(response.json().get("error", response.text))
-    return response.json()
+    return response.json() if response.headers["content-type"] == "application/json" else response.text
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

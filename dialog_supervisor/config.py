@@ -19,7 +19,7 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Struct
 
-from dialog_supervisor.sections import ControlConfig, Secret, Section, Tables
+from dialog_supervisor.sections import Secret, Section, Tables
 from dialog_supervisor.transfer import PATTERN_FORMS, is_pattern
 
 _SECRET_KEYS = re.compile(r"token|key|secret|password|^agent\.env", re.IGNORECASE)
@@ -78,7 +78,7 @@ def load(file: Path | str, environ: Mapping[str, str] | None = None) -> Config:
     except msgspec.ValidationError as error:
         raise _explain(path, tables, str(error)) from None
     found = {
-        "control": ControlConfig(socket=_control_socket(path, said.control.socket, surroundings)),
+        "control": msgspec.structs.replace(said.control, socket=_control_socket(path, said.control.socket, surroundings)),
         "recordings": msgspec.structs.replace(
             said.recordings, directory=_recordings_directory(path, said.recordings.directory, surroundings)
         ),
@@ -241,27 +241,26 @@ def _check(path: Path, config: Config) -> None:
     def refuse(key: str, value: str | None, why: str) -> ConfigError:
         return ConfigError(f"{path}: {key}{_shown(key, value)}: {why}")
 
-    listen, public_url = config.gateway.listen, config.gateway.public_url
-    try:
-        split_address(listen)
-    except ValueError:
-        raise refuse("gateway.listen", listen, 'is not an address and a port, such as "127.0.0.1:8080"') from None
+    public_url = config.gateway.public_url
+    for key, address in (("gateway.listen", config.gateway.listen), ("control.listen", config.control.listen)):
+        if not _is_address(address):
+            raise refuse(key, address, 'is not an address and a port, such as "127.0.0.1:8080"')
     public = _split(public_url)
     if public is None or public_url.rstrip("/") != f"{public.scheme}://{public.netloc}":
         raise refuse("gateway.public_url", public_url, 'must be a bare origin, such as "https://voice.example.com"')
     if _split(config.twilio.api_url) is None:
         raise refuse("twilio.api_url", config.twilio.api_url, "must be an http or https URL")
-    if (config.gateway.certificate is None) != (config.gateway.key is None):
-        raise refuse("gateway.certificate", config.gateway.certificate, "certificate and key go together")
-    for key, name in (("gateway.certificate", config.gateway.certificate), ("gateway.key", config.gateway.key)):
-        if name is not None and not (path.parent / name).is_file():
-            raise refuse(key, name, f"there is no file {path.parent / name}")
+    _check_certificate(path, config, refuse)
     if not config.agent_path.is_dir():
         missing = f"there is no directory {config.agent_path}; the path is relative to {path.name}"
         raise refuse("agent.path", config.agent.path, missing)
     for name, value in config.agent.env.items():
         if config.twilio.auth_token in value:
             raise refuse(f"agent.env.{name}", None, "holds twilio.auth_token, which agent code must not have; remove it")
+    for key, paths in (("readable", config.workers.readable), ("writable", config.workers.writable)):
+        for number, found in enumerate(paths):
+            if not found.exists():
+                raise refuse(f"workers.{key}[{number}]", str(found), "there is no such file or directory")
     _check_numbers(config, refuse)
 
 
@@ -272,6 +271,22 @@ def _check_numbers(config: Config, refuse: Callable[[str, str | None, str], Conf
     for key, given in (("dial", config.fallback.dial), ("busy_dial", config.fallback.busy_dial or None)):
         if given is not None and not _E164.fullmatch(given):
             raise refuse(f"fallback.{key}", given, 'is not an E.164 number, such as "+15551234567"')
+
+
+def _check_certificate(path: Path, config: Config, refuse: Callable[[str, str | None, str], ConfigError]) -> None:
+    if (config.gateway.certificate is None) != (config.gateway.key is None):
+        raise refuse("gateway.certificate", config.gateway.certificate, "certificate and key go together")
+    for key, name in (("gateway.certificate", config.gateway.certificate), ("gateway.key", config.gateway.key)):
+        if name is not None and not (path.parent / name).is_file():
+            raise refuse(key, name, f"there is no file {path.parent / name}")
+
+
+def _is_address(address: str | None) -> bool:
+    """Whether one can listen there; where there is no address, nobody will."""
+    try:
+        return address is None or bool(split_address(address))
+    except ValueError:
+        return False
 
 
 def _split(url: str) -> Any:

@@ -5,22 +5,26 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import structlog
 import trio
 
+from dialog_supervisor import metrics
 from dialog_supervisor.config import Config
+from dialog_supervisor.confinement import confinement, remove_scratch
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.tally import Tally
-from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ready, Report
+from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ping, Ready, Report
 from dialog_supervisor.worker import Worker
 from protocol.messages import PROTOCOL_VERSION
 
 START_TIMEOUT_S = 60.0  # for the agent's imports
-FORK_TIMEOUT_S = 5.0
-_RESTART_PAUSE_S = 1.0
+WORKER_TIMEOUT_S = 15.0  # for a fork, also where the template has to be started again first: callers wait so long
+PING_S = 1.0
+ANSWER_TIMEOUT_S = 3.0  # for a template, which answers within milliseconds, or within as many as a busy machine takes
+_RESTART_PAUSE_S = 1.0  # between two starts
 _TEMPLATE = ("-P", "-m", "dialog_supervisor.template")  # -P: nothing is imported from dialogd's own working directory
 
 log = structlog.get_logger("generation")
@@ -43,6 +47,8 @@ class Generation:
         self.tally = Tally()
         self._config = config
         self._control: socket.socket | None = None
+        self._serving = trio.Event()  # there is a template that forks
+        self._heard_at = 0.0  # from the template
         self._forking: dict[str, _Pending] = {}
         self._workers: dict[int, Worker] = {}
         self._calls: set[str] = set()
@@ -107,15 +113,17 @@ class Generation:
             self.ended.set()
 
     async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+        started_at = trio.current_time()
         async with self._template() as control:
             task_status.started()
-            await self._listen(control)
+            await self._serve(control)
         while True:
             log.error("the template process died and is started again; calls under way go on", generation=self.name)
-            await trio.sleep(_RESTART_PAUSE_S)
+            await trio.sleep_until(started_at + _RESTART_PAUSE_S)
+            started_at = trio.current_time()
             try:
                 async with self._template() as control:
-                    await self._listen(control)
+                    await self._serve(control)
             except GenerationFailed as error:
                 log.error("the agent's code cannot be imported any more", reason=str(error))
 
@@ -128,19 +136,40 @@ class Generation:
         python = str(self._config.file.parent / agent.python) if agent.python else sys.executable
         with ours:
             with theirs:
-                limits = msgspec.json.encode(self._config.workers).decode()
-                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name, limits]
+                told = [_json(self._config.workers), _json(confinement(self._config, self.snapshot))]
+                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name, *told]
                 process = await self._spawn([python, *_TEMPLATE, *arguments], theirs.fileno())
             try:
                 await self._ready(ours)
                 self._control = ours
+                self._serving.set()
                 yield ours
             finally:
-                self._control = None
+                self._control, self._serving = None, trio.Event()
                 self._abandon()
+                trio.lowlevel.notify_closing(ours)
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
+
+    async def _serve(self, control: socket.socket) -> None:
+        """Take a template's reports, until it is gone or answers no more."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ping, control, nursery.cancel_scope)
+            await self._listen(control)
+            nursery.cancel_scope.cancel()
+
+    async def _ping(self, control: socket.socket, serving: trio.CancelScope) -> None:
+        """Give up a template that is stopped, or hangs, before a caller has to wait for it."""
+        self._heard_at = asked_at = trio.current_time()
+        while self._heard_at >= asked_at or trio.current_time() < asked_at + ANSWER_TIMEOUT_S:
+            if self._heard_at >= asked_at:
+                asked_at = trio.current_time()
+                with suppress(OSError):  # a full socket was not read, and a closed one is noticed where it is read
+                    control.send(msgspec.msgpack.encode(Ping()))
+            await trio.sleep(PING_S)
+        log.error("the template process does not answer and is killed", generation=self.name, silent_s=ANSWER_TIMEOUT_S)
+        serving.cancel()
 
     async def _spawn(self, command: list[str], control_fd: int) -> trio.Process:
         environ = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | self._config.agent_environ()
@@ -173,6 +202,7 @@ class Generation:
     async def _listen(self, control: socket.socket) -> None:
         while True:
             report, fds = await _receive(control)
+            self._heard_at = trio.current_time()
             match report:
                 case Forked(call_id=call_id, pid=pid) if pending := self._forking.pop(call_id, None):
                     pending.worker.forked(pid, fds.pop())
@@ -189,37 +219,44 @@ class Generation:
                 os.close(fd)
 
     def _abandon(self) -> None:
+        """Have those who wait for a fork ask the next template."""
         for pending in self._forking.values():
-            pending.failure = "the template process died"
             pending.done.set()
-        self._forking.clear()
 
     @asynccontextmanager
     async def worker(self, worker: Worker) -> AsyncIterator[None]:
         """Fork the process of `worker`, and be its supervisor inside the block. Raises `NoWorker`."""
         try:
-            await self._fork(worker)
+            with metrics.forking():
+                await self._fork(worker)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.run)
                 yield
                 nursery.cancel_scope.cancel()
         finally:
             self._workers.pop(worker.pid, None)
+            await remove_scratch(self._config, self.snapshot, worker.pid)
 
     async def _fork(self, worker: Worker) -> None:
-        if self._control is None:
-            raise NoWorker("the template process is being started")
+        """Have the template fork, or, where that dies or does not answer, the one that is started after it."""
+        with trio.move_on_after(WORKER_TIMEOUT_S):
+            while worker.pid == 0:
+                await self._serving.wait()
+                await self._try_to_fork(worker)
+            return
+        raise NoWorker(f"no template process could fork one within {WORKER_TIMEOUT_S:g} s")
+
+    async def _try_to_fork(self, worker: Worker) -> None:
+        assert self._control is not None
         pending = self._forking[worker.call_id] = _Pending(worker)
         try:
-            with trio.move_on_after(FORK_TIMEOUT_S):
+            with suppress(ConnectionError, trio.ClosedResourceError):  # the template has died, and whoever waits is told
                 await self._ask(self._control, worker)
-                await pending.done.wait()
+            await pending.done.wait()
         except OSError as error:
-            raise NoWorker(f"the template process does not answer: {error.strerror}") from error
+            raise NoWorker(f"the template process cannot be asked for one: {error.strerror}") from error
         finally:
             self._forking.pop(worker.call_id, None)
-        if not pending.done.is_set():
-            raise NoWorker(f"the template process does not answer within {FORK_TIMEOUT_S:g} s")
         if pending.failure:
             raise NoWorker(pending.failure)
 
@@ -232,6 +269,10 @@ class Generation:
                 await trio.lowlevel.wait_writable(control.fileno())
             else:
                 return
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, enc_hook=str).decode()  # the hook: for paths
 
 
 class _Pending:

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 import trio
 
+from dialog_supervisor import metrics
 from dialog_supervisor.config import Config
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.probe import probe
@@ -108,11 +109,13 @@ class Generations:
                 new = await make()
                 self._promote(new)
             except GenerationFailed as error:
+                metrics.SWAPS.labels(what, "failed").inc()
                 log.error(f"the {what} failed; the old generation serves on", generation=old.name, reason=str(error))
                 raise GenerationFailed(f"the {what} failed, and generation {old.name} serves on:\n\n{error}\n") from None
             finally:
                 with trio.CancelScope(shield=True):
                     await self._dismiss_candidate()
+            metrics.SWAPS.labels(what, "done").inc()
             seconds = round(trio.current_time() - began_at, 3)
             log.info(f"{what} done", generation=new.name, previous=old.name, retiring_calls=old.calls, seconds=seconds)
             return {"generation": new.name, "hash": new.snapshot.hash, "previous": old.name, "seconds": seconds}

@@ -16,6 +16,7 @@ import h11
 import structlog
 import trio
 
+from dialog_supervisor import metrics
 from dialog_supervisor.sections import GatewayConfig
 from dialog_supervisor.websocket import MediaSocket, ReadinessTransport, StreamTransport
 
@@ -303,5 +304,6 @@ class Listener:
                 if not conversation.reusable:
                     return
         except Refused as refused:
+            metrics.REQUESTS_REFUSED.labels(refused.status).inc()
             log.info("request refused", status=refused.status, reason=refused.reason)
             await conversation.refuse(refused)

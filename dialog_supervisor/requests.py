@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, Unsupported
+from dialog_supervisor.metrics import Party
 from dialog_supervisor.sections import TransferConfig
 from dialog_supervisor.transfer import is_allowed
 from protocol.messages import (
@@ -41,7 +42,7 @@ class Refused(Exception):
 class End(Protocol):
     """How a request ends the conversation. `fallback`: the caller is still there; `released`: the carrier asks no more."""
 
-    def __call__(self, reason: str, *, fallback: bool = False, released: bool = False) -> None:
+    def __call__(self, reason: str, *, by: Party, fallback: bool = False, released: bool = False) -> None:
         """End it."""
 
 
@@ -92,9 +93,9 @@ class Requests:
     def _conclude(self, request: Request) -> None:
         """Draw the consequence of a request that was carried out: some end the conversation."""
         if isinstance(request, Dispose):
-            self._end("the agent let go of the line", fallback=request.fallback)
+            self._end("the agent let go of the line", by="agent", fallback=request.fallback)
         elif isinstance(request, Hangup | TransferTo):
-            self._end(self.parting, released=True)
+            self._end(self.parting, by="agent", released=True)
 
     async def _carry_out(self, request: Request) -> None:
         match request:

@@ -117,6 +117,13 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     core_dumps: bool = False
     """Whether its memory, with what the caller said, may be written to disk when it crashes, and be looked at by debuggers
     and profilers (`dialogctl load` too) of the user that it runs as; root's always may."""
+    sandbox: bool = False
+    """Whether the agent's code, from its import on, is kept from files that it need not see and from system calls that reach
+    out of its process; see operations.md. Linux 5.13 and later."""
+    readable: tuple[Path, ...] = ()
+    """Files and directories that agents may read in the sandbox, beside their code, Python and the system's libraries."""
+    writable: tuple[Path, ...] = ()
+    """Those that they may also change there, beside a directory for temporary files that each call has of its own."""
 
 
 class FallbackConfig(Section, frozen=True, kw_only=True):
@@ -162,10 +169,13 @@ class StoreConfig(Section, frozen=True, kw_only=True):
 
 
 class ControlConfig(Section, frozen=True, kw_only=True):
-    """`[control]`: where dialogctl finds dialogd."""
+    """`[control]`: where dialogctl finds dialogd, and Prometheus its figures."""
 
     socket: Path = Path()
     """A unix socket; by default $RUNTIME_DIRECTORY/control.sock, else one named for this configuration file."""
+    listen: str | None = None
+    """Address and port, such as "127.0.0.1:9090", where `/metrics` and `/healthz` are served, and nothing else: figures, to
+    be read by whoever can connect. The socket has `/metrics` in any case."""
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

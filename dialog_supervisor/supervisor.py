@@ -1,11 +1,9 @@
 """The tree: one nursery holds the listeners, the generation and the calls, and ends them in the right order."""
 
 import ctypes
-import errno
 import os
 import signal
 import socket
-import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -17,24 +15,27 @@ import httpx
 import structlog
 import trio
 
+from dialog_supervisor import metrics
 from dialog_supervisor.admission import REMEDIES, Admission, Objection
 from dialog_supervisor.call import Call, State
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
-from dialog_supervisor.config import Config, ConfigError, split_address
+from dialog_supervisor.config import Config
+from dialog_supervisor.confinement import check_sandbox
 from dialog_supervisor.control.app import Controlled, Refused, serve_control
+from dialog_supervisor.control.scrape import serve_figures
+from dialog_supervisor.figures import Figures
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.generations import Generations
 from dialog_supervisor.http import Listener, Request, Response, Upgrade
 from dialog_supervisor.keeper import Keeper, Missing, open_store
+from dialog_supervisor.listening import listen, tls
 from dialog_supervisor.machine import Machine
 from dialog_supervisor.records import Record
 from dialog_supervisor.snapshot import GenerationFailed
 from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
 from protocol.messages import Metadata
-
-_BACKLOG = 1024  # connections that the kernel may hold while the loop is busy
 
 log = structlog.get_logger("dialogd")
 
@@ -53,12 +54,15 @@ class Supervisor(Controlled):
         self._call_ended = trio.Event()
         self._started_at = trio.current_time()
         self._listener: Listener | None = None
+        self._figures = Figures(self)
         self._service = ServiceNotifier(config.environ, self._summary)
 
     async def run(self) -> None:
         """Serve until told to stop. Raises `ConfigError` or `GenerationFailed` when it cannot start."""
-        tls = _tls(self._config)
-        listening = inherited_listener(self._config.environ, os.getpid()) or _listen(self._config)
+        check_sandbox(self._config)
+        context = tls(self._config)
+        address = self._config.gateway.listen
+        listening = inherited_listener(self._config.environ, os.getpid()) or listen(self._config, "gateway.listen", address)
         become_subreaper()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
             with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
@@ -66,8 +70,10 @@ class Supervisor(Controlled):
                 await nursery.start(self._keeper.run)
                 await nursery.start(self._generations.run)
                 gateway = TwilioGateway(self._config, self, TwilioRest(self._config.twilio, http))
-                self._listener = Listener(self._config.gateway, partial(self._handle, gateway), tls)
+                self._listener = Listener(self._config.gateway, partial(self._handle, gateway), context)
                 await nursery.start(serve_control, self, self._config.control.socket)
+                await nursery.start(serve_figures, self._config, self.render_figures, self._health)
+                nursery.start_soon(metrics.watch_loop)
                 with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                     async with trio.open_nursery() as calls:
                         self._nursery, self._admission.started = calls, True
@@ -90,6 +96,12 @@ class Supervisor(Controlled):
         return f"{doing}; {len(self._calls)} under way; generation {self._generations.current.name}"
 
     async def _handle(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
+        with metrics.webhook(request.path) as answered:
+            answer = await self._route(gateway, request)
+            answered(101 if isinstance(answer, Upgrade) else answer.status)
+            return answer
+
+    async def _route(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
         if request.path.startswith(TWILIO_PREFIX):
             return await gateway.handle(request)
         if request.path == "/healthz" and request.method in ("GET", "HEAD"):
@@ -147,6 +159,7 @@ class Supervisor(Controlled):
     def _force(call: Call, timeout_s: float) -> None:
         if call.state is not State.ENDING:
             log.warning("call is forced to end", call=call.id, state=call.state.value, drain_timeout=timeout_s)
+            metrics.CALLS_FORCED.inc()
             call.end("dialogd is stopping", fallback=True)
 
     @staticmethod
@@ -200,6 +213,7 @@ class Supervisor(Controlled):
             call.worker.close()
             return None
         self._calls[call.id] = call
+        metrics.CALLS_BEGUN.inc()
         generation.hold(call.id)
         keeper.note(call.id)
         self._nursery.start_soon(self._run_call, call, generation)
@@ -217,6 +231,7 @@ class Supervisor(Controlled):
             log.exception("call failed", call=call.id)
         finally:
             del self._calls[call.id]
+            self._figures.ended(call)
             generation.let_go(call.id)
             self._call_ended.set()
         self._keeper.ended(call.id)  # not when cancelled: who cancels calls closes the store, or is about to die
@@ -254,6 +269,10 @@ class Supervisor(Controlled):
             "generations": self._generations.describe(),
         }
 
+    def render_figures(self) -> str:
+        """Return all figures as Prometheus reads them."""
+        return self._figures.render()
+
     def generations(self) -> Sequence[dict[str, Any]]:
         """Return the versions of the agent's code, the oldest first."""
         return self._generations.describe()
@@ -289,35 +308,6 @@ class Supervisor(Controlled):
         if self._admission.stopping:
             log.warning(f"no {what}, because dialogd is stopping")
             raise GenerationFailed(f"dialogd is stopping, and does not {what} any more")
-
-
-def _listen(config: Config) -> socket.socket:
-    host, port = split_address(config.gateway.listen)
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        reason = "another program listens there" if error.errno == errno.EADDRINUSE else error.strerror
-        raise ConfigError(f"{config.file}: gateway.listen = {config.gateway.listen!r}: {reason}") from None
-    listening.setblocking(False)
-    return listening
-
-
-def _tls(config: Config) -> ssl.SSLContext | None:
-    if config.gateway.certificate is None or config.gateway.key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    directory = config.file.parent
-    try:
-        context.load_cert_chain(directory / config.gateway.certificate, directory / config.gateway.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{config.file}: gateway.certificate and gateway.key do not load: {error}") from None
-    return context
 
 
 def become_subreaper() -> None:

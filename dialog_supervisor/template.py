@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TypeAlias
 import msgspec
 
 from dialog_supervisor import limits
+from dialog_supervisor.sandbox import Confinement, Sandbox
 from dialog_supervisor.sections import WorkersConfig
 from protocol.messages import PROTOCOL_VERSION
 
@@ -43,6 +44,10 @@ class Fork(msgspec.Struct, tag=True):
     """Fork a worker for this call; its `FORK_FDS` descriptors come along."""
 
     call_id: str
+
+
+class Ping(msgspec.Struct, tag=True):
+    """Say that you are there."""
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -78,7 +83,11 @@ class Exited(msgspec.Struct, tag=True):
     code: int
 
 
-Report: TypeAlias = Ready | Failed | Forked | ForkFailed | Exited
+class Pong(msgspec.Struct, tag=True):
+    """The template is there."""
+
+
+Report: TypeAlias = Ready | Failed | Forked | ForkFailed | Exited | Pong
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -121,13 +130,22 @@ class Template:
     """Forks on request and reports what became of the children, until the supervisor closes its end."""
 
     def __init__(
-        self, control: socket.socket, create: Create, run: Run, generation: str, *, permitted: WorkersConfig, stack_fd: int
+        self,
+        control: socket.socket,
+        create: Create,
+        run: Run,
+        generation: str,
+        *,
+        permitted: WorkersConfig,
+        sandbox: Sandbox | None,
+        stack_fd: int,
     ) -> None:
         self._control = control
         self._create = create
         self._run = run
         self._generation = generation
         self._permitted = permitted
+        self._sandbox = sandbox
         self._stack_fd = stack_fd
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
@@ -146,7 +164,10 @@ class Template:
         data, fds, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, FORK_FDS)
         if not data:
             return False
-        request = msgspec.msgpack.decode(data, type=Fork)
+        request = msgspec.msgpack.decode(data, type=Fork | Ping)
+        if isinstance(request, Ping):
+            self._control.send(_encode(Pong()))
+            return True
         with socket.socket(fileno=fds[0]) as link, ExitStack() as files:
             for fd in fds[1:]:
                 files.callback(os.close, fd)
@@ -176,6 +197,8 @@ class Template:
             for pidfd in self._children:
                 os.close(pidfd)
             limits.apply(self._permitted)
+            if self._sandbox is not None:
+                self._sandbox.enter_worker()
             code = self._run(link, self._create, self._generation, call_id)
         except BaseException:  # noqa: BLE001 - nothing of the template's may run on in the child
             traceback.print_exc()
@@ -233,16 +256,32 @@ def prepare(directory: Path, entry: str, permitted: WorkersConfig) -> tuple[Crea
     return create, worker.run
 
 
+def _confine(confinement: Confinement | None, directory: Path) -> Sandbox | None:
+    if confinement is None:
+        return None
+    try:
+        sandbox = Sandbox(confinement, directory)
+        sandbox.enter()
+    except OSError as error:
+        raise Unforkable(f"workers.sandbox: the kernel refuses it: {error}") from error
+    return sandbox
+
+
 def main() -> int:
-    """Serve as the template: `python -m dialog_supervisor.template CONTROL_FD DIRECTORY ENTRY GENERATION LIMITS` (JSON)."""
-    control_fd, directory, entry, generation, limiting = sys.argv[1:]
-    permitted = msgspec.json.decode(limiting, type=WorkersConfig)
+    """Serve as the template: `… -m dialog_supervisor.template CONTROL_FD DIRECTORY ENTRY GENERATION LIMITS CONFINEMENT`.
+
+    The last two are JSON.
+    """
+    control_fd, directory, entry, generation, limiting, confining = sys.argv[1:]
+    permitted = msgspec.json.decode(limiting, type=WorkersConfig, dec_hook=lambda kind, value: kind(value))  # paths
+    confinement = msgspec.json.decode(confining, type=Confinement | None)
     faulthandler.enable()
     stack_fd = _show_stacks_on_request()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a pipe's would be told of a line when there are 8 KB of them
     with socket.socket(fileno=int(control_fd)) as control:
         try:
+            sandbox = _confine(confinement, Path(directory))
             create, run = prepare(Path(directory), entry, permitted)
             check_forkable({control.fileno()})
         except Unforkable as error:
@@ -251,7 +290,7 @@ def main() -> int:
             control.send(_encode(Failed(explain(error, Path(directory)))))
         else:
             control.send(_encode(Ready(PROTOCOL_VERSION)))
-            Template(control, create, run, generation, permitted=permitted, stack_fd=stack_fd).serve()
+            Template(control, create, run, generation, permitted=permitted, sandbox=sandbox, stack_fd=stack_fd).serve()
             return 0
     return 1
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import structlog
 import trio
 
+from dialog_supervisor.metrics import Cause
 from dialog_supervisor.output import Output
 from dialog_supervisor.template import STACK_SIGNAL
 from protocol.link import Link, LinkClosed, OutboxFull
-from protocol.messages import Command, Shutdown
+from protocol.messages import EXIT_WANT_OF_MEMORY, Command, Shutdown
 
 SILENCE_WARNED_OF_S = 2.0  # of a worker that sends a heartbeat a second: its caller has noticed by now
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
@@ -51,6 +52,7 @@ class Worker:
         self.pid = 0
         self.exited = trio.Event()
         self.exit_code: int | None = None
+        self._killed_for: Cause | None = None
         self._reported = trio.Event()
         self._pidfd = -1
         self._heard_at = 0.0
@@ -132,7 +134,7 @@ class Worker:
             await self._silent(HEARTBEAT_LIMIT_S, heard_at)
             if self._heard_at == heard_at:
                 log.error("worker hangs and is killed", pid=self.pid, silent_s=HEARTBEAT_LIMIT_S)
-                self.kill()
+                self.kill("hang")
                 return
 
     async def _silent(self, limit_s: float, since: float | None = None) -> None:
@@ -159,8 +161,19 @@ class Worker:
         self.kill()
         await self.exited.wait()
 
-    def kill(self) -> None:
-        """End the process now."""
+    @property
+    def death(self) -> tuple[Cause, str]:
+        """Why the process ended, and its exit code or signal's name, empty if nobody knows it."""
+        code = self.exit_code
+        if code is None:
+            return self._killed_for or "exit", ""
+        if code >= 0:
+            return self._killed_for or ("memory" if code == EXIT_WANT_OF_MEMORY else "exit"), str(code)
+        return self._killed_for or "signal", _signal_name(-code)
+
+    def kill(self, cause: Cause | None = None) -> None:
+        """End the process now. `cause` is what it did to deserve that, where nothing else tells."""
+        self._killed_for = self._killed_for or cause
         if self._pidfd != -1 and not self.exited.is_set():
             self._signal(signal.SIGKILL)
             with suppress(ProcessLookupError):
@@ -179,3 +192,10 @@ class Worker:
         if self._pidfd != -1:
             os.close(self._pidfd)
             self._pidfd = -1
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal between the first and the last
+        return str(number)

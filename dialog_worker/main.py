@@ -16,7 +16,7 @@ from dialog_worker.provider import tls_context
 from dialog_worker.voip import VoIP, VoIPProxy, sendable
 from protocol.framing import ProtocolError
 from protocol.link import Link, LinkClosed, OutboxFull
-from protocol.messages import Event, Heartbeat, Trace
+from protocol.messages import EXIT_WANT_OF_MEMORY, Event, Heartbeat, Trace
 
 HEARTBEAT_S = 1.0
 _LAST_WORDS_S = 0.5  # for the reason of a failure to reach the supervisor
@@ -41,7 +41,7 @@ def run(sock: socket.socket, create: Create, generation: str, call_id: str) -> i
     except BaseException as error:  # noqa: BLE001 - trio's own, as a rule for want of memory: nobody else is left to tell of it
         _reserve.clear()
         print(_explain(error), file=sys.stderr)
-        return 1
+        return 1 if _want_of_memory(error) is None else EXIT_WANT_OF_MEMORY
 
 
 async def _serve(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
@@ -61,7 +61,7 @@ async def _serve(sock: socket.socket, create: Create, generation: str, call_id: 
             _reserve.clear()
             with suppress(LinkClosed, OutboxFull):
                 link.post(Trace("log", sendable(_explain(error)), {"level": "error", "logger": "agent"}))
-            code = 1
+            code = 1 if _want_of_memory(error) is None else EXIT_WANT_OF_MEMORY
         with trio.move_on_after(_LAST_WORDS_S):
             await link.room()
         nursery.cancel_scope.cancel()

@@ -119,6 +119,11 @@ class Link(Generic[Incoming]):
         """How many droppable messages were given up because the other side did not read."""
         return self._outbox.dropped
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What was posted and is not in the kernel yet, because the other side does not read as fast."""
+        return self._outbox.size
+
     def post(self, message: msgspec.Struct, *, droppable: bool = False) -> None:
         """Send without waiting. Raises `LinkClosed`, `OutboxFull` or `FrameTooLarge`."""
         if self._closed:

@@ -12,6 +12,7 @@ from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 from msgspec import Meta, Struct
 
 PROTOCOL_VERSION = 3
+EXIT_WANT_OF_MEMORY = 12  # a worker's exit code when its agent was refused memory (ENOMEM)
 
 Data = TypeVar("Data", str, bytes)
 Uuid = Annotated[str, Meta(max_length=128)]  # the supervisor remembers some of them for as long as a call lasts

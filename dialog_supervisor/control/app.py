@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from dialog_supervisor.call import Call
 from dialog_supervisor.config import ConfigError
+from dialog_supervisor.figures import CONTENT_TYPE
 from dialog_supervisor.logs import mask
 from dialog_supervisor.snapshot import GenerationFailed
 
@@ -44,6 +45,9 @@ class Controlled(Protocol):
 
     def find(self, call_id: str) -> Call | None:
         """Return the call of this id, if it has not ended."""
+
+    def render_figures(self) -> str:
+        """Return all figures as Prometheus reads them."""
 
     def generations(self) -> Sequence[dict[str, Any]]:
         """Return the versions of the agent's code, the oldest first."""
@@ -72,6 +76,9 @@ def control_app(controlled: Controlled) -> Starlette:
     async def status(_: Request) -> Response:
         return JSONResponse(controlled.status())
 
+    async def metrics(_: Request) -> Response:
+        return Response(controlled.render_figures(), media_type=CONTENT_TYPE)
+
     async def calls(_: Request) -> Response:
         return JSONResponse([describe(call) for call in controlled.calls()])
 
@@ -87,7 +94,7 @@ def control_app(controlled: Controlled) -> Starlette:
         call = found(request)
         if isinstance(call, Response):
             return call
-        call.end("hung up by the operator")
+        call.end("hung up by the operator", by="operator")
         return JSONResponse(describe(call))
 
     async def generations(_: Request) -> Response:
@@ -114,6 +121,7 @@ def control_app(controlled: Controlled) -> Starlette:
     return Starlette(
         routes=[
             Route("/status", status),
+            Route("/metrics", metrics),
             Route("/calls", calls),
             Route("/calls/{call_id}", one_call),
             Route("/calls/{call_id}/events", events),

@@ -49,7 +49,8 @@ def test_the_example_has_every_key_and_is_accepted(tmp_path: Path, monkeypatch: 
     [example] = [block.text for block in blocks(PAGE) if block.language == "toml"]
     assert {name: list(table) for name, table in tomllib.loads(example).items()} == KEYS
     (tmp_path / "receptionist").mkdir()
-    (tmp_path / "keys").mkdir()
+    for directory in ("keys", "models", "notes"):
+        (tmp_path / directory).mkdir()
     for file in ("fullchain.pem", "privkey.pem"):
         (tmp_path / file).touch()
     for file in ("keys/cartesia", "deepgram"):

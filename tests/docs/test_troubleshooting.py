@@ -12,6 +12,9 @@ import pytest
 import trio
 import trio_websocket
 
+from dialog_supervisor import sandbox
+from dialog_supervisor.config import ConfigError, load
+from dialog_supervisor.supervisor import Supervisor
 from tests.conftest import StartDialogd
 from tests.docs.page import DOCS, blocks
 from tests.docs.services import http, http_server
@@ -115,6 +118,16 @@ def test_the_port_is_in_use(write: Callable[..., Path], dialogd: Dialogd) -> Non
     seen = Seen()
     seen.texts.append(complaint(DIALOGD, write(gateway={"listen": f"127.0.0.1:{dialogd.port}"})))
     check("The port is in use", seen)
+
+
+async def test_a_sandbox_that_cannot_be(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "lacking", lambda: "this kernel has no Landlock (…), or lsm= leaves it out at boot")
+    monkeypatch.setenv("TWILIO_AUTH_TOKEN", AUTH_TOKEN)
+    with pytest.raises(ConfigError) as refused:
+        await Supervisor(load(write(workers={"sandbox": True}))).run()
+    seen = Seen()
+    seen.texts.append(f"dialogd: {refused.value}")
+    check("PermissionError in an agent that works elsewhere", seen)
 
 
 # Answers and log lines of one that runs

@@ -349,3 +349,9 @@ def test_a_mistake_about_recordings_or_calls_is_named(write: Write, table: str, 
 def test_what_a_call_is_given_after_its_conversation_is_configured(write: Write) -> None:
     calls = load(write("[calls]\ncallbacks_timeout = 7\nfarewell_time = 3.5"), ENVIRON).calls
     assert (calls.callbacks_timeout, calls.farewell_time) == (7, 3.5)
+
+
+@pytest.mark.parametrize("key", ["readable", "writable"])
+def test_what_agents_may_read_or_write_is_there(write: Write, tmp_path: Path, key: str) -> None:
+    said = f"workers.{key}[1] = '{tmp_path / 'nowhere'}': there is no such file or directory"
+    assert refusal(write(f'[workers]\n{key} = ["agent", "nowhere"]')) == said

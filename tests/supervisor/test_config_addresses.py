@@ -59,6 +59,12 @@ def test_anything_else_is_no_address(write: Write, address: str) -> None:
     assert said == f"gateway.listen = '{address}': is not an address and a port, such as \"127.0.0.1:8080\""
 
 
+@pytest.mark.parametrize("address", ["", "9090", "localhost:"])
+def test_where_figures_are_served_is_an_address_too(write: Write, address: str) -> None:
+    said = refusal(write(f'[control]\nlisten = "{address}"'))
+    assert said == f"control.listen = '{address}': is not an address and a port, such as \"127.0.0.1:8080\""
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dialog_supervisor.carriers.base import CarrierError, Unsupported
+from dialog_supervisor.metrics import Party
 from dialog_supervisor.requests import MAX_REQUEST_S, MAX_REQUESTS, Requests
 from dialog_supervisor.sections import TransferConfig
 from protocol.messages import (
@@ -46,7 +47,8 @@ class Desk:
     def __post_init__(self) -> None:
         self.requests = Requests(self.leg, TransferConfig(allow=(FRIEND,)), self.told.append, self.end)
 
-    def end(self, reason: str, *, fallback: bool = False, released: bool = False) -> None:
+    def end(self, reason: str, *, by: Party, fallback: bool = False, released: bool = False) -> None:
+        assert by == "agent"
         self.ends.append((reason, fallback, released))
 
     async def ask(self, request: Request) -> Failure | None:

@@ -1,0 +1,51 @@
+"""The figures over TCP, for a Prometheus on another machine: `/metrics` and `/healthz`, and nothing that could do harm."""
+
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import structlog
+import trio
+
+from dialog_supervisor.config import Config
+from dialog_supervisor.figures import CONTENT_TYPE
+from dialog_supervisor.http import Listener, Request, Response
+from dialog_supervisor.listening import listen
+
+_MAX_CONNECTIONS = 32  # a few Prometheus servers, each with one
+
+log = structlog.get_logger("control")
+
+
+async def serve_figures(
+    config: Config,
+    render: Callable[[], str],
+    health: Callable[[], Response],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled where `control.listen` says, if it does. Raises `ConfigError`.
+
+    It is the public listener's own HTTP, with its limits and deadlines, for this address may be public by mistake.
+    """
+    address = config.control.listen
+    if address is None:
+        task_status.started()
+        return
+    limits = msgspec.structs.replace(config.gateway, max_connections=_MAX_CONNECTIONS)
+    with listen(config, "control.listen", address) as listening:
+        host, port = listening.getsockname()[:2]
+        log.info("metrics are served", listen=f"{host}:{port}")
+        task_status.started()
+        await Listener(limits, partial(_answer, render, health)).serve(listening)
+
+
+async def _answer(render: Callable[[], str], health: Callable[[], Response], request: Request) -> Response:
+    if request.method not in ("GET", "HEAD"):
+        return Response(405, "GET only\n", headers={"allow": "GET, HEAD"})
+    match request.path:
+        case "/metrics":
+            return Response(200, render(), CONTENT_TYPE)
+        case "/healthz":
+            return health()
+    return Response(404, "there is /metrics and /healthz\n")
