@@ -85,7 +85,7 @@ class CallsConfig(Section, frozen=True, kw_only=True):
     reconnect_timeout: Seconds = 10.0
     """From the loss of a media socket until the carrier has asked what to do and opened another."""
     silence_timeout: Seconds = 10.0
-    """Without a message on the media socket; then the carrier is asked whether the call still lives."""
+    """Without a message on the media socket; then the carrier is asked whether the call still lives, and to open another."""
     ending_timeout: Seconds = 10.0
     """For the carrier to follow a call's end to its last word."""
     callbacks_timeout: Seconds = 120.0

@@ -210,13 +210,19 @@ class TwilioLeg(Leg):
                 continue
             self.counts["silences"] += 1
             try:
-                if await self._rest.is_over(self._metadata.call_id):
-                    log.warning("the call is over at Twilio, which has not said so on the media socket")
-                    self._end = StreamEnd.STOPPED
-                    self.release()
+                self._end = await self._end_of_silence()
+                self.release()
             except CarrierError as error:
                 log.warning("nothing comes from the carrier, and its API does not say why", reason=str(error))
             await trio.sleep(self._silence_s)
+
+    async def _end_of_silence(self) -> StreamEnd:
+        """Return how a silent stream is to end: for good, or so that Twilio asks what now and opens another."""
+        if await self._rest.is_over(self._metadata.call_id):
+            log.warning("the call is over at Twilio, which has not said so on the media socket")
+            return StreamEnd.STOPPED
+        log.warning("nothing comes from the carrier, although the call lives: its media socket is given up for another")
+        return StreamEnd.LOST
 
     # The line
 
