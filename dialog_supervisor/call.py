@@ -16,6 +16,7 @@ import trio
 
 from dialog_supervisor import metrics
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
+from dialog_supervisor.flow import Flow
 from dialog_supervisor.generation import Generation, NoWorker
 from dialog_supervisor.metrics import Party
 from dialog_supervisor.recovery import CallState, Recovery
@@ -357,8 +358,12 @@ class Call:
         try:
             await self.worker.link.introduced()
             self._steps.add("worker", "ready", {"pid": str(self.worker.pid)})
+            flow = Flow(trio.current_time)
             async for command in self.worker.link:
                 await self._do(command, nursery)
+                if pause := flow.took():
+                    with self.worker.held_back():
+                        await trio.sleep(pause)
         except (ProtocolError, LinkClosed) as error:
             if not self._over.is_set():
                 log.error("worker breaks the protocol and is killed", error=type(error).__name__, reason=str(error))

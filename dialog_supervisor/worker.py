@@ -19,6 +19,7 @@ from protocol.messages import EXIT_WANT_OF_MEMORY, Command, Shutdown
 
 SILENCE_WARNED_OF_S = 2.0  # of a worker that sends a heartbeat a second: its caller has noticed by now
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
+UNREAD_LIMIT_S = 6.0  # of a worker whose loop turns; with what the kernel holds, within what the next worker is told of
 LAG_LIMIT_MS = 500  # a caller hears half a second
 _GROUP_POLL_S = 0.02
 _GROUP_GRACE_S = 0.5  # for killed processes to be gone
@@ -78,6 +79,9 @@ class Worker:
         self._heard_at = trio.current_time()
         if lag_ms >= LAG_LIMIT_MS:
             log.warning("worker's event loop was blocked", pid=self.pid, lag_ms=lag_ms)
+        if self.link.unread_s > UNREAD_LIMIT_S:
+            log.error("worker does not read and is killed", pid=self.pid, unread_s=UNREAD_LIMIT_S)
+            self.kill("unread")
 
     @contextmanager
     def held_back(self) -> Iterator[None]:

@@ -106,6 +106,7 @@ class Link(Generic[Incoming]):
         self._decoder: FrameDecoder[Incoming] = FrameDecoder(incoming)
         self._inbox: deque[Incoming] = deque()
         self._outbox = Outbox()
+        self._taken_at = 0.0  # when something last went out of the outbox, or first waited in it
         self._work = trio.Event()  # the outbox has something
         self._room = trio.Event()  # the outbox is empty
         self._room.set()
@@ -124,6 +125,11 @@ class Link(Generic[Incoming]):
         """What was posted and is not in the kernel yet, because the other side does not read as fast."""
         return self._outbox.size
 
+    @property
+    def unread_s(self) -> float:
+        """For how many seconds the other side has read nothing of what waits for it."""
+        return trio.current_time() - self._taken_at if self._outbox else 0.0
+
     def post(self, message: msgspec.Struct, *, droppable: bool = False) -> None:
         """Send without waiting. Raises `LinkClosed`, `OutboxFull` or `FrameTooLarge`."""
         if self._closed:
@@ -140,6 +146,8 @@ class Link(Generic[Incoming]):
                 raise LinkClosed(f"the other process is gone: {error.strerror}") from error
             if sent == len(frame):
                 return
+        if not self._outbox:
+            self._taken_at = trio.current_time()
         self._outbox.put(frame[sent:] if sent else frame, droppable=droppable, begun=sent > 0)
         self._room = trio.Event() if self._room.is_set() else self._room
         self._work.set()
@@ -162,6 +170,7 @@ class Link(Generic[Incoming]):
     def _send_some(self) -> None:
         try:
             self._outbox.sent(self._sock.send(self._outbox.head()))
+            self._taken_at = trio.current_time()
         except BlockingIOError:
             pass
         except OSError:

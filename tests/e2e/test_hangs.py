@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from dialog_supervisor import worker
-from dialog_supervisor.worker import HEARTBEAT_LIMIT_S, SILENCE_WARNED_OF_S, Worker
+from dialog_supervisor.worker import HEARTBEAT_LIMIT_S, SILENCE_WARNED_OF_S, UNREAD_LIMIT_S, Worker
+from protocol.messages import Media
 from tests.conftest import StartDialogd
 from tests.e2e.daemon import Dialogd
 from tests.e2e.twilio_client import PhoneCall, Twilio
@@ -155,6 +156,27 @@ async def test_one_that_hangs_after_it_was_long_held_back_is_killed_too(
         nursery.cancel_scope.cancel()
     held.close()
     assert at[KILLED] == pytest.approx(101 + HEARTBEAT_LIMIT_S)
+
+
+async def test_one_whose_loop_turns_but_that_reads_nothing_is_killed(
+    process: subprocess.Popen[bytes], autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at: dict[str, float] = {}
+    began_at = trio.current_time()
+    monkeypatch.setattr(worker, "log", Log(at, began_at))
+    deaf = Worker("generation", "call")
+    theirs = os.dup(deaf.theirs[0])
+    deaf.forked(process.pid, os.pidfd_open(process.pid))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deaf.run)
+        while not deaf.exited.is_set():
+            deaf.link.post(Media(0, bytes(8000)), droppable=True)
+            deaf.heartbeat()
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    deaf.close()
+    os.close(theirs)
+    assert UNREAD_LIMIT_S <= at["worker does not read and is killed"] < UNREAD_LIMIT_S + 30  # the kernel takes some first
 
 
 def forked(process: "subprocess.Popen[bytes]") -> Worker:

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from dialog_supervisor.steps import STEPS_KEPT, Step, Steps
+from dialog_supervisor.steps import STEPS_KEPT, TEXT_KEPT, Step, Steps
 
 
 async def read(watching: trio.MemoryReceiveChannel[Step]) -> list[str]:
@@ -73,3 +73,21 @@ async def test_who_has_gone_is_forgotten() -> None:
     steps.add("said", "hello")
     steps.close()
     assert steps._watchers == set()
+
+
+async def test_long_texts_are_remembered_only_as_far_as_memory_allows() -> None:
+    steps = Steps()
+    for number in range(10):
+        steps.add("said", f"{number}" + "x" * (TEXT_KEPT // 4))
+    watching = steps.watch()
+    steps.close()
+    assert [text[0] for text in await read(watching)] == ["7", "8", "9"]
+
+
+async def test_the_last_step_is_remembered_however_long() -> None:
+    steps = Steps()
+    steps.add("said", "before")
+    steps.add("history", "x" * (2 * TEXT_KEPT))
+    watching = steps.watch()
+    steps.close()
+    assert [len(text) for text in await read(watching)] == [2 * TEXT_KEPT]
