@@ -95,7 +95,9 @@ class Leg(ABC):
         return self._playout.still_to_hear(trio.current_time())
 
     def opened(self) -> None:
-        """A stream is open: say what was posted before."""
+        """A stream is open: say what was lost with the one before, and what was posted meanwhile."""
+        for mark, audio in self._playout.resume(trio.current_time()):
+            self._say(audio, mark)
         early, self._early, self._early_bytes = self._early, [], 0
         for message in early:
             self.post(message)
@@ -130,8 +132,14 @@ class Leg(ABC):
             self._notify()
             self.emit(dispatched)
 
+    def closed(self) -> None:
+        """A stream is gone; what the caller has not heard is kept for the one that may follow."""
+        self.open = False
+        self._playout.pause(trio.current_time())
+        self._notify()
+
     def interrupted(self) -> None:
-        """Tell what was heard of everything that will not be played any more, because its stream is gone."""
+        """Tell what was heard of everything that will not be played any more, because the conversation is over."""
         for dispatched in self._playout.stop(trio.current_time()):
             self.emit(dispatched)
         self._notify()
@@ -154,7 +162,7 @@ class Leg(ABC):
             changed = self._changed
             with trio.move_on_after(self._playout.buffered_s(trio.current_time()) + _MARK_GRACE_S) as scope:
                 await changed.wait()
-            if scope.cancelled_caught and not self._playout.buffered_s(trio.current_time()):
+            if scope.cancelled_caught and not self._playout.paused and not self._playout.buffered_s(trio.current_time()):
                 self.counts["marks_missing"] += 1
                 return
 

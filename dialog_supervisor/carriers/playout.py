@@ -66,11 +66,17 @@ class Playout:
         self._utterances: OrderedDict[str, Utterance] = OrderedDict()
         self._aborted: OrderedDict[str, None] = OrderedDict()
         self._resent = 0
+        self._paused_at: float | None = None  # since when there is no line, and nothing is being played
         self.ends_at = 0.0  # when the carrier will have played everything
 
     def __bool__(self) -> bool:
         """Whether something is still to be heard, or its mark still to come."""
         return bool(self._utterances)
+
+    @property
+    def paused(self) -> bool:
+        """Whether there is no line at the moment."""
+        return self._paused_at is not None
 
     def refuses(self, uuid: str) -> bool:
         """Whether an utterance was aborted, so that nothing more of it is taken."""
@@ -131,10 +137,22 @@ class Playout:
         if utterance is None:
             return None
         dispatched = self._heard(utterance, now)
-        resend, self.ends_at = [], now
-        for other in self._utterances.values():
-            resend.append(self._again(other, now))
-        return Cut(dispatched, resend)
+        return Cut(dispatched, [] if self.paused else self._all_again(now))
+
+    def pause(self, now: float) -> None:
+        """The line is gone, perhaps for a moment only, and with it what the carrier had not played."""
+        if not self.paused:
+            self._paused_at, self.ends_at = now, min(self.ends_at, now)
+
+    def resume(self, now: float) -> list[tuple[str, bytes]]:
+        """There is a line again: return what to send of what the caller had still to hear, as `Cut.resend`."""
+        again = self._all_again(now) if self.paused else []
+        self._paused_at = None
+        return again
+
+    def _all_again(self, now: float) -> list[tuple[str, bytes]]:
+        self.ends_at = now
+        return [self._again(utterance, now) for utterance in self._utterances.values()]
 
     def _refuse_from_now(self, uuid: str) -> None:
         self._aborted[uuid] = None
@@ -142,8 +160,8 @@ class Playout:
             self._aborted.popitem(last=False)
 
     def _again(self, utterance: Utterance, now: float) -> tuple[str, bytes]:
-        """Enter anew what of an utterance a `clear` took from the carrier although it was not meant."""
-        audio = utterance.unplayed(now)
+        """Enter anew what of an utterance a `clear`, or the loss of the line, took from the carrier."""
+        audio = utterance.unplayed(self._clock(now))
         self._resent += 1
         utterance.mark = f"{utterance.uuid}#{self._resent}"  # a new name: the old one comes back too, and means nothing
         utterance.chunks.clear()
@@ -152,8 +170,11 @@ class Playout:
             utterance.chunks.append((self.ends_at, audio))
         return (utterance.mark if utterance.done else "", audio)
 
+    def _clock(self, now: float) -> float:
+        return now if self._paused_at is None else self._paused_at
+
     def _heard(self, utterance: Utterance, now: float) -> MessageDispatched:
-        played_ms = utterance.total_ms - len(utterance.unplayed(now)) // BYTES_PER_MS
+        played_ms = utterance.total_ms - len(utterance.unplayed(self._clock(now))) // BYTES_PER_MS
         whole = utterance.done and played_ms >= utterance.total_ms
         return MessageDispatched(utterance.uuid, played_ms, utterance.total_ms, interrupted=not whole)
 

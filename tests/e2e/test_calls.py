@@ -219,7 +219,7 @@ async def test_a_media_socket_that_drops_is_followed_by_another_to_the_same_work
         assert verbs(await call.after()) == ["Connect"]
         assert call.stream_url != first
         async with call.stream():
-            await call.echo()
+            await call.echo_again()
             assert (await dialogd.ask(f"/calls/{call.sid}"))["worker_pid"] == worker
         await call.after("completed")
 
@@ -229,7 +229,7 @@ async def test_after_a_stream_that_dialogd_believes_open_is_followed_by_another(
         await call.echo()
         assert verbs(await call.after()) == ["Connect"]
         async with call.stream():
-            await call.echo()
+            await call.echo_again()
 
 
 async def test_an_agent_far_ahead_of_the_callers_ear_is_held_back_and_lives(dialogd: Dialogd) -> None:

@@ -88,7 +88,7 @@ async def test_what_a_call_needs_is_still_there_after_sigterm(start_dialogd: Sta
             await call.echo()
         assert verbs(await call.after()) == ["Connect"]  # the socket was lost
         async with call.stream():
-            await call.echo()
+            await call.echo_again()
         await call.after("completed")
         await exits(dialogd)
 

@@ -39,7 +39,7 @@ async def test_keys_are_played_and_the_call_goes_on_with_the_same_worker(dialogd
             assert await call.closed() == 1000
         call.document = document
         async with call.stream():
-            await call.echo()
+            await call.echo_again()
             assert (await dialogd.ask(f"/calls/{call.sid}"))["worker_pid"] == pid
             await call.press("0")
             assert (await dialogd.step(call.sid, kind="alive"))["fields"] == {"started": "1"}  # it heard of one stream only

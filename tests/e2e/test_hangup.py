@@ -121,7 +121,7 @@ async def test_a_silent_call_that_lives_at_twilio_goes_on_over_another_media_soc
             assert await call.closed() == 1000
         assert verbs(await call.after()) == ["Connect"]
         async with call.stream():
-            await call.echo()
+            await call.echo_again()
         await call.after("completed")
 
 

@@ -231,6 +231,12 @@ class PhoneCall:
         await self.say(audio)
         assert await self.hear() == audio
 
+    async def echo_again(self) -> None:
+        """The same on a stream that follows another: first may come what the caller had not heard of the last frame."""
+        await self.say(FRAME)
+        while await self.hear() != FRAME:
+            pass
+
     async def closed(self) -> int:
         """Wait until dialogd closes the media socket and return the code; what comes before is dropped."""
         assert self._socket is not None

@@ -26,8 +26,7 @@ class RecordingLeg(Leg):
         self.opened()
 
     def lose_stream(self) -> None:
-        self.open = False
-        self.interrupted()
+        self.closed()
 
     def _send_media(self, audio: bytes) -> None:
         self.sent.append(("media", audio))
@@ -189,11 +188,49 @@ async def test_late_audio_after_an_abort_is_counted_and_dropped(streaming: Recor
     assert streaming.counts["late"] == 1
 
 
-async def test_when_the_stream_is_gone_everything_is_told(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
+async def test_what_was_not_heard_before_a_stream_was_lost_is_sent_again_on_the_next(
+    streaming: RecordingLeg, autojump_clock: MockClock
+) -> None:
     streaming.post(piece("a", 100, done=True))
     streaming.post(piece("b", 100, done=True))
     await trio.sleep(0.15)
     streaming.lose_stream()
+    streaming.post(piece("c", 10, done=True))
+    await trio.sleep(5)
+    streaming.sent.clear()
+    streaming.open_stream()
+    media = [len(audio) // MS for kind, audio in streaming.sent if kind == "media"]
+    marks = [name for kind, name in streaming.sent if kind == "mark"]
+    assert (media, marks) == ([50, 10], ["a#1", "b#2", "c"])
+    for name in marks:
+        streaming.marked(str(name))
+    assert streaming.told == [
+        MessageDispatched(uuid, ms, ms, interrupted=False) for uuid, ms in {"a": 100, "b": 100, "c": 10}.items()
+    ]
+
+
+async def test_an_abort_while_the_stream_is_lost_tells_what_was_heard_before(
+    streaming: RecordingLeg, autojump_clock: MockClock
+) -> None:
+    streaming.post(piece("a", 100, done=True))
+    streaming.post(piece("b", 100, done=True))
+    await trio.sleep(0.05)
+    streaming.lose_stream()
+    await trio.sleep(5)
+    streaming.abort("a")
+    assert streaming.told == [MessageDispatched("a", 50, 100, interrupted=True)]
+    streaming.sent.clear()
+    streaming.open_stream()
+    assert [len(audio) // MS for kind, audio in streaming.sent if kind == "media"] == [100]
+
+
+async def test_when_the_conversation_is_over_everything_is_told(streaming: RecordingLeg, autojump_clock: MockClock) -> None:
+    streaming.post(piece("a", 100, done=True))
+    streaming.post(piece("b", 100, done=True))
+    await trio.sleep(0.15)
+    streaming.lose_stream()
+    await trio.sleep(5)
+    streaming.interrupted()
     assert streaming.told == [
         MessageDispatched("a", 100, 100, interrupted=False),
         MessageDispatched("b", 50, 100, interrupted=True),
@@ -282,7 +319,7 @@ async def _post_after(leg: RecordingLeg, seconds: float, message: Message[bytes]
     leg.post(message)
 
 
-async def test_played_returns_when_the_stream_is_gone(
+async def test_played_waits_for_the_next_stream_and_returns_when_there_is_none_any_more(
     streaming: RecordingLeg, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     streaming.post(piece("a", 60_000, done=True))
@@ -290,11 +327,13 @@ async def test_played_returns_when_the_stream_is_gone(
     async def lose() -> None:
         await trio.sleep(1)
         streaming.lose_stream()
+        await trio.sleep(9)
+        streaming.interrupted()
 
     begun = trio.current_time()
     nursery.start_soon(lose)
     await streaming.played()
-    assert trio.current_time() - begun == pytest.approx(1, abs=0.01)
+    assert trio.current_time() - begun == pytest.approx(10, abs=0.01)
 
 
 # What a carrier cannot do

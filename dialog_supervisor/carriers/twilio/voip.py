@@ -100,8 +100,8 @@ class TwilioLeg(Leg):
                 nursery.cancel_scope.cancel()
         finally:
             if self._socket is socket:
-                self._socket, self.open = None, False
-                self.interrupted()
+                self._socket = None
+                self.closed()
         return self._end
 
     def release(self) -> None:
