@@ -1,0 +1,76 @@
+"""The faults: what is done to whom, and what the log of a struck call may say of it."""
+
+import signal
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from tests.chaos import strikes
+from tests.chaos.strikes import Strike
+from tests.chaos.verdict import TAKES_OVER
+
+Scope: TypeAlias = Literal["each", "all", "next"]
+Outcome: TypeAlias = Literal["goes on", "fallback"]
+
+
+class Fault(Struct, frozen=True):
+    """A row of the table.
+
+    `scope`: a fault of one call strikes `each` of ten in its turn, while the other nine talk; one of everything strikes
+    `all` ten at once; and one of what a new call needs strikes before the `next` call, ten times, while others talk. Ten
+    conversations are struck each time, which is what the table counts.
+    `may_log`: how warnings and errors may begin in the log of a struck call, `may_say` in that of dialogd itself.
+    `timed`: how long we need ourselves until the caller hears the next worker is measured.
+    `may_repeat`: the caller may have to ask again, because what it said was lost on the way.
+    """
+
+    name: str
+    strike: Strike
+    scope: Scope = "each"
+    outcome: Outcome = "goes on"
+    may_log: tuple[str, ...] = ()
+    may_say: tuple[str, ...] = ()
+    may_repeat: bool = False
+    timed: bool = False
+    settings: dict[str, dict[str, object]] = {}
+
+
+_REPLACED = (TAKES_OVER,)
+_HANGS = (TAKES_OVER, "worker's event loop does not turn", "worker hangs and is killed")
+_FAILS = (TAKES_OVER, "the agent failed")
+_CRASHES_IN_C = (TAKES_OVER, "Fatal Python error", "Current thread", "  File", "Extension modules")
+_GARBAGE = (TAKES_OVER, "worker breaks the protocol and is killed")
+_DEAF = (TAKES_OVER, "worker is behind", "worker does not read and is killed")
+_CUT = ("media socket lost", "Twilio reports an error")
+_MUTE = ("media socket lost", "nothing comes from the carrier")
+_TEMPLATE = ("the template process",)
+_REFUSED = ("the reload failed",)
+_TENFOLD = (*_HANGS, *_FAILS, *_CRASHES_IN_C, *_GARBAGE, *_DEAF, *_CUT)
+_SMALL: dict[str, dict[str, object]] = {
+    "workers": {"memory": 300_000_000}
+}  # bytes that a bomb may fill: more only takes longer
+
+FAULTS = (
+    Fault("SIGKILL", strikes.send(signal.SIGKILL), may_log=_REPLACED),
+    Fault("SIGKILL in thought", strikes.send_in_thought(signal.SIGKILL), may_log=_REPLACED, timed=True),
+    Fault("SIGSEGV", strikes.send(signal.SIGSEGV), may_log=_CRASHES_IN_C),
+    Fault("SIGSTOP", strikes.send(signal.SIGSTOP), may_log=_HANGS),
+    Fault("exit(0)", strikes.press("8"), may_log=_REPLACED),
+    Fault("agent leaves", strikes.press("0"), may_log=_REPLACED),
+    Fault("exception in a handler", strikes.press("1"), may_log=_FAILS),
+    Fault("infinite loop", strikes.press("2"), may_log=_HANGS),
+    Fault("memory bomb", strikes.press("3"), may_log=_FAILS, settings=_SMALL),
+    Fault("fork bomb", strikes.press("4"), may_log=(*_HANGS, "the agent failed", "worker left a process behind")),
+    Fault("descriptor leak", strikes.press("5"), may_log=_FAILS),
+    Fault("pipe flood", strikes.press("6"), may_log=_GARBAGE),
+    Fault("garbage on the pipe", strikes.press("7"), may_log=_GARBAGE),
+    Fault("full pipe", strikes.press("9"), may_log=_DEAF, may_repeat=True),
+    Fault("template killed", strikes.signal_template(signal.SIGKILL), "next", may_say=_TEMPLATE),
+    Fault("template stopped", strikes.signal_template(signal.SIGSTOP), "next", may_say=_TEMPLATE),
+    Fault("code that does not import", strikes.load_broken_code, "next", may_say=_REFUSED),
+    Fault("code that crashes each call", strikes.load_crashing_code, "next", "fallback", may_log=(*_FAILS, "worker died")),
+    Fault("reload during a crash", strikes.kill_and_reload, may_log=_REPLACED),
+    Fault("carrier socket cut", strikes.cut, may_log=_CUT),
+    Fault("carrier silent", strikes.mute, may_log=_MUTE, may_repeat=True),
+    Fault("ten faults at once", strikes.one_of_ten, "all", may_log=_TENFOLD, may_repeat=True),
+)
