@@ -11,7 +11,7 @@ import msgspec
 import structlog
 import trio
 
-from dialog_supervisor import metrics
+from dialog_supervisor import metrics, orphans
 from dialog_supervisor.config import Config
 from dialog_supervisor.confinement import confinement, remove_scratch
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
@@ -151,6 +151,7 @@ class Generation:
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
+                orphans.forget(process.pid)
 
     async def _serve(self, control: socket.socket) -> None:
         """Take a template's reports, until it is gone or answers no more."""
@@ -174,11 +175,14 @@ class Generation:
     async def _spawn(self, command: list[str], control_fd: int) -> trio.Process:
         environ = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | self._config.agent_environ()
         try:
-            return await trio.lowlevel.open_process(
-                command, stdin=subprocess.DEVNULL, env=environ, pass_fds=[control_fd], start_new_session=True
-            )
+            async with orphans.starting():
+                process = await trio.lowlevel.open_process(
+                    command, stdin=subprocess.DEVNULL, env=environ, pass_fds=[control_fd], start_new_session=True
+                )
+                orphans.expect(process.pid)
         except OSError as error:
             raise GenerationFailed(f"agent.python: {command[0]} cannot be run: {error.strerror}") from None
+        return process
 
     async def _ready(self, control: socket.socket) -> None:
         report = None

@@ -13,7 +13,7 @@ from dialog_supervisor.sections import WorkersConfig
 
 _OOM_SCORE_ADDED = 500  # of 1000: far enough from the supervisor, whatever either's size
 _OOM_SCORE_MAX = 1000
-_PR_SET_DUMPABLE = 4  # prctl(2)
+_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # prctl(2)
 _OWN = Path("/proc/self")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,8 +32,14 @@ def too_large_for(limits: WorkersConfig) -> str:
     return f"importing the agent takes {mb} MB of memory, and workers.memory permits {permitted_mb}; raise it"
 
 
+def become_subreaper() -> None:
+    """Have the kernel give this process, from now on, what descends from it and loses its parent (prctl(2))."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def apply(limits: WorkersConfig) -> None:
     """Limit this process, and all that it will start. It cannot be undone."""
+    become_subreaper()  # so that whatever it starts stays below it, and is found when it has ended
     with suppress(OSError):  # before it is undumpable: after, these files are root's
         _volunteer_to_the_kernel()
     _lower(resource.RLIMIT_DATA, limits.memory)

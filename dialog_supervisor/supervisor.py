@@ -1,6 +1,5 @@
 """The tree: one nursery holds the listeners, the generation and the calls, and ends them in the right order."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ import httpx
 import structlog
 import trio
 
-from dialog_supervisor import metrics
+from dialog_supervisor import metrics, orphans
 from dialog_supervisor.admission import REMEDIES, Admission, Objection
 from dialog_supervisor.call import Call, State
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
@@ -63,9 +62,9 @@ class Supervisor(Controlled):
         context = tls(self._config)
         address = self._config.gateway.listen
         listening = inherited_listener(self._config.environ, os.getpid()) or listen(self._config, "gateway.listen", address)
-        become_subreaper()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
             with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
+                await nursery.start(orphans.run)
                 await nursery.start(self._machine.run)
                 await nursery.start(self._keeper.run)
                 await nursery.start(self._generations.run)
@@ -308,9 +307,3 @@ class Supervisor(Controlled):
         if self._admission.stopping:
             log.warning(f"no {what}, because dialogd is stopping")
             raise GenerationFailed(f"dialogd is stopping, and does not {what} any more")
-
-
-def become_subreaper() -> None:
-    """Have the kernel give this process the workers whose template dies, so that their exit is still seen (prctl(2))."""
-    pr_set_child_subreaper = 36
-    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from dialog_supervisor import orphans
 from dialog_supervisor.metrics import Cause
 from dialog_supervisor.output import Output
 from dialog_supervisor.template import STACK_SIGNAL
@@ -21,8 +22,6 @@ SILENCE_WARNED_OF_S = 2.0  # of a worker that sends a heartbeat a second: its ca
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
 UNREAD_LIMIT_S = 6.0  # of a worker whose loop turns; with what the kernel holds, within what the next worker is told of
 LAG_LIMIT_MS = 500  # a caller hears half a second
-_GROUP_POLL_S = 0.02
-_GROUP_GRACE_S = 0.5  # for killed processes to be gone
 _STATUS_GRACE_S = 0.5  # for the template's report to follow the pidfd's
 _UNANSWERING = {  # the states of a process that runs no signal handler, proc_pid_stat(5)
     "T": "none: the process was stopped by a signal",
@@ -66,6 +65,7 @@ class Worker:
     def forked(self, pid: int, pidfd: int) -> None:
         """The process exists."""
         self.pid, self._pidfd = pid, pidfd
+        orphans.expect(pid)
         self._theirs.close()
         self._output.handed_over()
 
@@ -104,8 +104,7 @@ class Worker:
                 await self._reported.wait()
             if self.exit_code is None:
                 self._reap()
-            with trio.move_on_after(_GROUP_GRACE_S):
-                await self._end_group()
+            self._end_group()
             self._output.finish()
             self.exited.set()
             nursery.cancel_scope.cancel()
@@ -116,18 +115,11 @@ class Worker:
             if found := os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG):
                 self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
-    async def _end_group(self) -> None:
-        """Kill and reap what the worker started and left behind; it led a process group of its own, empty as a rule."""
+    def _end_group(self) -> None:
+        """Kill what the worker started, at once; of what lies in other sessions, and of the dead, orphans.py takes care."""
         with suppress(ProcessLookupError):
-            while True:
-                os.killpg(self.pid, signal.SIGKILL)
-                self._reap_group()
-                await trio.sleep(_GROUP_POLL_S)
-
-    def _reap_group(self) -> None:
-        with suppress(ChildProcessError):
-            while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG):
-                log.warning("worker left a process behind, which was killed", pid=self.pid)
+            os.killpg(self.pid, signal.SIGKILL)
+        orphans.forget(self.pid, self.call_id)
 
     async def _watch_heartbeat(self) -> None:
         while True:
@@ -194,6 +186,7 @@ class Worker:
         self._theirs.close()
         self._output.close()
         if self._pidfd != -1:
+            orphans.forget(self.pid, self.call_id)
             os.close(self._pidfd)
             self._pidfd = -1
 

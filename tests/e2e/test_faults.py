@@ -100,5 +100,6 @@ async def test_what_a_worker_leaves_running_ends_with_its_call(start_dialogd: St
         await call.echo()
         assert len(set(dialogd.processes()) - before) == 2
     await dialogd.ended(call.sid)
+    left = await dialogd.logged(event="worker left processes behind, which were killed", call=call.sid)
+    assert (left["count"], left["names"]) == (1, ["sleep"])
     assert set(dialogd.processes()) == before
-    assert dialogd.find(event="worker left a process behind, which was killed", call=call.sid)
