@@ -341,6 +341,7 @@ class Call:
                 await self._serve_worker()
         except NoWorker as error:
             log.error("no worker for this call", reason=str(error))
+            self._generation.tally.crash(self.id)
             self.end("no worker", fallback=True)
         except Exception:  # the call's boundary on this side
             log.exception("what the worker asked for failed")
@@ -374,6 +375,7 @@ class Call:
         dead, code = self.worker, self.worker.exit_code
         cause, status = dead.death
         metrics.WORKER_DEATHS.labels(cause, status).inc()
+        self._generation.tally.crash(self.id)
         if not self._recovery.may_restart(trio.current_time()):
             log.error("worker died in mid-call", pid=dead.pid, exit_code=code)
             self.end(f"worker died ({code})", fallback=True)
@@ -424,7 +426,7 @@ class Call:
         self._steps.add(trace.kind, trace.text, trace.fields)
 
     def _turn(self, turn: Turn) -> None:
-        self._generation.tally.turn(turn)
+        self._generation.tally.turn(self.id, turn)
         metrics.turn(turn)
         self._steps.add("turn", turn.outcome, turn_fields(turn))
 

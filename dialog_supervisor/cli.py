@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 refused or failed with a reason on stderr, 2 usage.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,8 +98,10 @@ def status(*, json: AsJson = False) -> None:
     if refused:
         print(f"refused since the start: {refused}")
     for one in found["generations"]:
-        if one["state"] in ("starting", "retiring"):
+        if one["state"] in ("starting", "retiring", "canary"):
             print(f"generation {one['generation']} is {one['state']}, {one['calls']} calls")
+        if one["trial"]:
+            print("\n".join(_trial(one["trial"])))
 
 
 def _machine(found: dict[str, Any]) -> str:
@@ -183,21 +185,37 @@ def _admit(path: str, *, json: bool) -> None:
 
 @control.command
 def generations(*, json: AsJson = False) -> None:
-    """List the versions of the agent's code: hash and number of the load, age, calls, state."""
+    """List the versions of the agent's code: hash and number of the load, age, calls, state, and how its calls went."""
     found = _ask("GET", "/generations")
     if json:
         _print_json(found)
         return
     for one in found:
         goal = "  (rollback returns to it)" if one["rollback"] else ""
-        print(f"{one['generation']:<18}{one['state']:<10}{one['age_s']:>9.0f} s  {one['calls']} calls{goal}")
+        age = f"{one['age_s']:>9.0f} s"
+        print(f"{one['generation']:<18}{one['state']:<10}{age}  {one['calls']} calls  {_figures(one['tally'])}{goal}")
+        if one["trial"]:
+            print("\n".join(f"  {line}" for line in _trial(one["trial"])))
+
+
+def _figures(figures: dict[str, int]) -> str:
+    calls = f"{figures['begun']} begun, {figures['crashed']} crashed"
+    return f"{calls}; {figures['failed_turns']} of {figures['turns']} turns failed"
+
+
+def _trial(trial: dict[str, Any]) -> Iterator[str]:
+    """Yield how a canary does beside the code before it."""
+    yield f"it takes {trial['share']} of 100 new calls, until {trial['calls']} went well: {trial['new']['well']} have"
+    yield f"canary since then: {_figures(trial['new'])}"
+    yield f"old code since then: {_figures(trial['old'])}; margin {trial['margin']:g} of 100"
 
 
 @control.command
 def reload(*, json: AsJson = False) -> None:
     """Have the next calls use the agent's code as it is now; calls under way keep theirs.
 
-    The agent's directory is copied, imported and tried with a silent call. If any of it fails, nothing changes.
+    The agent's directory is copied, imported and tried with a silent call. If any of it fails, nothing changes. With
+    agent.canary, only a share of the calls use it until it is promoted or rolled back, by itself or by command.
     dialog.toml itself is read only when dialogd starts.
     """
     _swap("/reload", json=json)
@@ -205,16 +223,31 @@ def reload(*, json: AsJson = False) -> None:
 
 @control.command
 def rollback(*, json: AsJson = False) -> None:
-    """Have the next calls use the code that was current before the last reload; a second time undoes the first."""
+    """Have no more calls use the canary's code; without a canary, have the next calls use the code that was current before.
+
+    Without a canary, a second rollback undoes the first.
+    """
     _swap("/rollback", json=json)
+
+
+@control.command
+def promote(*, json: AsJson = False) -> None:
+    """Have all the next calls use the canary's code, without waiting for more evidence."""
+    _swap("/promote", json=json)
 
 
 def _swap(path: str, *, json: bool) -> None:
     found = _ask("POST", path, timeout_s=_SWAP_TIMEOUT_S)
     if json:
         _print_json(found)
+        return
+    new, old, seconds = found["generation"], found["previous"], f"{found['seconds']:.1f} s"
+    if found["ended"]:
+        print(f"the canary {found['ended']} is rolled back: its calls finish on its code, and no more begin on it")
+    if found["canary"] is None:
+        print(f"generation {new} serves the next calls, after {old}; {seconds}")
     else:
-        print(f"generation {found['generation']} serves the next calls, after {found['previous']}; {found['seconds']:.1f} s")
+        print(f"generation {new} is a canary: it takes {found['canary']} of 100 new calls, {old} the others; {seconds}")
 
 
 def _other_room(name: str) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from dialog_supervisor.call import Call
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _FRAMES = {"frames_in": "in", "frames_out": "out"}  # of a leg's counts, what is no oddity
 _DROPPED = "dropped"  # for want of a worker that reads
-_NO_GENERATIONS = {"current": 0, "retiring": 0, "previous": 0, "starting": 0}
+_NO_GENERATIONS = {"current": 0, "canary": 0, "retiring": 0, "previous": 0, "starting": 0}
 
 
 class Observed(Protocol):

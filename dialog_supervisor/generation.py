@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -38,20 +38,20 @@ class NoWorker(Exception):
 class Generation:
     """The agent's code as it was when this generation began, able to fork a worker for a call.
 
-    Its template runs while the generation is current or has calls; once it is retired, it ends with the last of them.
+    Its template runs while the generation is current, is a canary or has calls; once it is retired, it ends with the last of
+    them. `counted` is called when something was added to its tally.
     """
 
-    def __init__(self, config: Config, snapshot: Snapshot) -> None:
+    def __init__(self, config: Config, snapshot: Snapshot, counted: Callable[[], None] = lambda: None) -> None:
         self.snapshot = snapshot
         self.began_at = trio.current_time()
-        self.tally = Tally()
+        self.tally = Tally(counted)
         self._config = config
         self._control: socket.socket | None = None
         self._serving = trio.Event()  # there is a template that forks
         self._heard_at = 0.0  # from the template
         self._forking: dict[str, _Pending] = {}
         self._workers: dict[int, Worker] = {}
-        self._calls: set[str] = set()
         self._retired = False
         self._life: trio.CancelScope | None = None
         self.ended = trio.Event()  # its template does not run
@@ -70,24 +70,29 @@ class Generation:
     @property
     def calls(self) -> int:
         """How many calls it has, which keep it alive."""
-        return len(self._calls)
+        return self.tally.under_way
 
     @property
     def running(self) -> bool:
         """Whether its template runs, and is not about to end."""
         return self._life is not None and not self._life.cancel_called
 
+    @property
+    def ready(self) -> bool:
+        """Whether its template can fork a worker now."""
+        return self._control is not None
+
     def hold(self, call_id: str) -> None:
         """A call begins on this code, and stays on it."""
-        self._calls.add(call_id)
+        self.tally.begin(call_id)
 
     def let_go(self, call_id: str) -> None:
         """A call has ended."""
-        self._calls.discard(call_id)
+        self.tally.end(call_id)
         self._end_when_idle()
 
     def promote(self) -> None:
-        """It is the current one: it lives until `retire`."""
+        """It gets calls: it lives until `retire`."""
         self._retired = False
 
     def retire(self) -> None:
@@ -96,7 +101,7 @@ class Generation:
         self._end_when_idle()
 
     def _end_when_idle(self) -> None:
-        if self._retired and not self._calls and self._life is not None:
+        if self._retired and not self.calls and self._life is not None:
             self._life.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -123,6 +128,7 @@ class Generation:
             started_at = trio.current_time()
             try:
                 async with self._template() as control:
+                    log.info("the template process runs again", generation=self.name)
                     await self._serve(control)
             except GenerationFailed as error:
                 log.error("the agent's code cannot be imported any more", reason=str(error))

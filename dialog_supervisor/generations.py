@@ -1,4 +1,4 @@
-"""The hot swap: which generation the next call gets, which others still have calls, and which one a rollback returns to."""
+"""The hot swap: which generation the next call gets, which one is on trial, and which one a rollback returns to."""
 
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -7,8 +7,10 @@ from typing import Any
 
 import structlog
 import trio
+from msgspec.structs import asdict
 
 from dialog_supervisor import metrics
+from dialog_supervisor.canary import Rules, Trial
 from dialog_supervisor.config import Config
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.probe import probe
@@ -19,7 +21,7 @@ log = structlog.get_logger("generations")
 
 
 class Generations:
-    """All versions of the agent's code that this dialogd has; `current` is for the next call.
+    """All versions of the agent's code that this dialogd has; `current` is for the next call, but for a canary's share.
 
     A generation is named HASH.N: the hash of its content, and which load of this dialogd's it is. The same content loaded
     again is another generation, because what it imports from elsewhere may have changed. dialog.toml is not read again.
@@ -27,10 +29,15 @@ class Generations:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        agent = config.agent
+        self._rules = Rules(agent.canary, agent.canary_calls, agent.canary_margin)
         self._loads = 0
         self._known: list[Generation] = []  # those with a snapshot, in the order of their loading
         self._current: Generation | None = None
         self._candidate: Generation | None = None
+        self._canary: Generation | None = None
+        self._trial = Trial("", self._rules)  # the canary's; without one, nobody's
+        self._counted = trio.Event()  # a call or a turn more, of any generation
         self._previous: Generation | None = None  # its snapshot is kept, also when its template has ended
         self._swapping = trio.Lock()
         self._directory = Path()
@@ -38,14 +45,28 @@ class Generations:
 
     @property
     def current(self) -> Generation:
-        """The generation of the next call. There is one from when `run` has started."""
+        """The generation that was promoted last. There is one from when `run` has started."""
         assert self._current is not None
         return self._current
+
+    @property
+    def canary(self) -> str | None:
+        """The name of the generation on trial, if there is one."""
+        return self._canary.name if self._canary else None
 
     @property
     def workers(self) -> int:
         """How many workers are alive, of all generations."""
         return sum(generation.workers for generation in self._known)
+
+    def for_next_call(self) -> Generation:
+        """Return the generation of the next call: the canary when it is its turn, and its template runs."""
+        if self._canary is None or not self._trial.takes_next():
+            return self.current
+        if self._canary.ready:
+            return self._canary
+        self._canary.tally.miss()
+        return self.current
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Have a generation serve until cancelled, and leave nothing behind. Raises `GenerationFailed` if the first cannot.
@@ -60,28 +81,33 @@ class Generations:
                     self._current = await self._load()
                     self._candidate = None
                     task_status.started()
-                    await trio.sleep_forever()
+                    await self._judge()
             finally:
                 with trio.CancelScope(shield=True):
                     await self._swapping.acquire()  # a swap under way, cancelled too, has let go of the directory
 
     async def reload(self) -> dict[str, Any]:
-        """Copy the agent's directory, import it, probe it, and promote it. Calls under way keep the code they have.
+        """Copy the agent's directory, import it, probe it, and promote it, or try it. Calls under way keep their code.
 
-        Returns the new generation, its hash, the previous one and the seconds taken. Raises `GenerationFailed` with the
-        author's traceback; the old generation then serves on. Reloads wait for one another.
+        Returns the new generation, its hash, the previous one, the seconds taken, the share of a hundred new calls that it
+        takes as a `canary` (None when it was promoted), and the canary that has `ended` by it, if one has. Raises
+        `GenerationFailed` with the author's traceback; the old generation then serves on. Reloads wait for one another.
         """
-        return await self._swap("reload", self._load_and_probe)
+        return await self._swap("reload", self._load_and_probe, self._try_out if self._rules.share else self._promote)
 
     async def rollback(self) -> dict[str, Any]:
-        """Promote the generation that served before the current one; a second rollback undoes the first.
+        """End the canary; without one, promote the generation before the current one, and a second time undo that.
 
         It has served already, so it is not probed. Returns and raises as `reload`.
         """
-        return await self._swap("rollback", self._revive)
+        return await self._swap("rollback", self._revive, self._return_to)
+
+    async def promote(self) -> dict[str, Any]:
+        """Promote the canary now. Returns and raises as `reload`."""
+        return await self._swap("promotion", self._canary_to_promote, self._promote)
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the generations, the oldest first; `state` is current, starting, retiring or previous."""
+        """Return the generations, the oldest first; `state` is current, canary, starting, retiring or previous."""
         return [
             {
                 "generation": generation.name,
@@ -91,6 +117,8 @@ class Generations:
                 "age_s": round(trio.current_time() - generation.began_at, 1),
                 "calls": generation.calls,
                 "workers": generation.workers,
+                "tally": asdict(generation.tally.figures),
+                "trial": self._figures(generation) if generation is self._canary else None,
             }
             for generation in self._known
         ]
@@ -100,36 +128,106 @@ class Generations:
             return "current"
         if generation is self._candidate:
             return "starting"
+        if generation is self._canary:
+            return "canary"
         return "retiring" if generation.calls or generation is not self._previous else "previous"
 
-    async def _swap(self, what: str, make: Callable[[], Awaitable[Generation]]) -> dict[str, Any]:
+    async def _swap(
+        self, what: str, make: Callable[[], Awaitable[Generation]], install: Callable[[Generation], None]
+    ) -> dict[str, Any]:
         async with self._swapping:
-            began_at, old = trio.current_time(), self.current
+            began_at = trio.current_time()
             try:
                 new = await make()
-                self._promote(new)
+                old, canary = self.current, self._canary
+                install(new)
+                done = {
+                    "generation": new.name,
+                    "previous": canary.name if canary and new is old else old.name,
+                    "seconds": round(trio.current_time() - began_at, 3),
+                    "canary": self._rules.share if new is self._canary else None,
+                    "ended": canary.name if canary not in (None, new) else None,
+                }
             except GenerationFailed as error:
                 metrics.SWAPS.labels(what, "failed").inc()
-                log.error(f"the {what} failed; the old generation serves on", generation=old.name, reason=str(error))
-                raise GenerationFailed(f"the {what} failed, and generation {old.name} serves on:\n\n{error}\n") from None
+                serving = self.current.name
+                log.error(f"the {what} failed; the old generation serves on", generation=serving, reason=str(error))
+                raise GenerationFailed(f"the {what} failed, and generation {serving} serves on:\n\n{error}\n") from None
             finally:
                 with trio.CancelScope(shield=True):
                     await self._dismiss_candidate()
             metrics.SWAPS.labels(what, "done").inc()
-            seconds = round(trio.current_time() - began_at, 3)
-            log.info(f"{what} done", generation=new.name, previous=old.name, retiring_calls=old.calls, seconds=seconds)
-            return {"generation": new.name, "hash": new.snapshot.hash, "previous": old.name, "seconds": seconds}
+            retiring = sum(generation.calls for generation in self._known if self._state(generation) == "retiring")
+            known = {name: value for name, value in done.items() if value is not None}
+            log.info(f"{what} done", **known, retiring_calls=retiring)
+            return {"hash": new.snapshot.hash, **done}
+
+    # The canary
+
+    def _try_out(self, new: Generation) -> None:
+        """Have a share of the calls take the new generation, instead of another that was on trial."""
+        self._dismiss_canary()
+        self._canary = new
+        self._trial = Trial(new.name, self._rules, self.current.tally.figures.as_beginning())
 
     def _promote(self, new: Generation) -> None:
+        self._dismiss_canary(unless=new)
         old = self.current
         self._current, self._previous = new, old
         new.promote()
         old.retire()
 
+    def _return_to(self, generation: Generation) -> None:
+        if generation is self._current:
+            self._dismiss_canary()
+        else:
+            self._promote(generation)
+
+    def _dismiss_canary(self, *, unless: Generation | None = None) -> None:
+        """There is no trial any more; the calls that have the canary's code finish on it."""
+        canary, self._canary = self._canary, None
+        if canary not in (None, unless):
+            canary.retire()
+
+    async def _canary_to_promote(self) -> Generation:
+        if self._canary is None:
+            raise GenerationFailed("no canary is on trial; dialogctl generations shows what there is")
+        return self._canary
+
+    async def _judge(self) -> None:
+        """End a trial as soon as the figures say how."""
+        while True:
+            await self._counted.wait()
+            self._counted = trio.Event()
+            if self._canary is not None:
+                self._judge_canary(self._canary, self.current)
+
+    def _judge_canary(self, canary: Generation, old: Generation) -> None:
+        verdict = self._trial.verdict(canary.tally.figures, old.tally.figures)
+        if verdict is None:
+            return
+        said = {"generation": canary.name, "reason": verdict.reason, "trial": self._figures(canary)}
+        if verdict.promoted:
+            self._promote(canary)
+            metrics.TRIALS.labels("promoted").inc()
+            log.info("canary promoted", previous=old.name, **said)
+        else:
+            self._dismiss_canary()
+            metrics.TRIALS.labels("rolled_back").inc()
+            log.error("canary rolled back", current=old.name, **said)
+
+    def _figures(self, canary: Generation) -> dict[str, Any]:
+        return self._trial.describe(canary.tally.figures, self.current.tally.figures)
+
+    def _on_count(self) -> None:
+        self._counted.set()
+
+    # Loading and ending
+
     async def _dismiss_candidate(self) -> None:
         """End a candidate that was not promoted, and forget what is needed no more."""
         candidate, self._candidate = self._candidate, None
-        if candidate is not None and candidate is not self._current:
+        if candidate is not None and candidate not in (self._current, self._canary):
             candidate.retire()
             await candidate.ended.wait()
         await self._tidy()
@@ -146,11 +244,13 @@ class Generations:
         files = (config.file, config.file.parent / ".env", *files_of(config.store.path))
         unwanted = (*files, config.recordings.directory, self._directory)
         snapshot = await trio.to_thread.run_sync(take, config.agent_path, self._directory, self._loads, unwanted)
-        self._candidate = Generation(config, snapshot)
+        self._candidate = Generation(config, snapshot, self._on_count)
         self._known.append(self._candidate)
         return await self._start(self._candidate)
 
     async def _revive(self) -> Generation:
+        if self._canary is not None:
+            return self.current
         if self._previous is None:
             raise GenerationFailed("no generation has served before it; correct the code, and reload")
         if self._previous.running:

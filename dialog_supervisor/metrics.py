@@ -18,6 +18,7 @@ from protocol.messages import Turn
 Party = Literal["caller", "agent", "operator", "dialogd"]
 Cause = Literal["exit", "signal", "memory", "cpu", "hang", "protocol", "unread"]
 SwapResult = Literal["done", "failed"]
+TrialVerdict = Literal["promoted", "rolled_back"]
 
 _LOOP_SAMPLE_S = 0.25  # between two looks at how late the loop is
 _MS = 1000
@@ -90,8 +91,12 @@ MEDIA_RESUMED = Counter(
     "dialog_media_sockets_resumed", "Calls that went on with another media socket after that.", registry=REGISTRY
 )
 SWAPS = Counter(
-    "dialog_reloads", "Reloads and rollbacks of the agent's code, by result.", ["kind", "result"], registry=REGISTRY
+    "dialog_reloads",
+    "Reloads, rollbacks and promotions of the agent's code, by result.",
+    ["kind", "result"],
+    registry=REGISTRY,
 )
+TRIALS = Counter("dialog_trials", "Canaries that were judged by their calls, by verdict.", ["verdict"], registry=REGISTRY)
 LOOP_LAG_SECONDS = Histogram(
     "dialog_loop_lag_seconds", "How late dialogd's event loop wakes up.", buckets=_LAG_BUCKETS, registry=REGISTRY
 )
@@ -109,9 +114,11 @@ def _begin_at_zero() -> None:
         TURN_SECONDS.labels(outcome)
     for part in ("queued", "thinking", "voicing"):
         TURN_PART_SECONDS.labels(part)
-    for kind in ("reload", "rollback"):
+    for kind in ("reload", "rollback", "promotion"):
         for result in get_args(SwapResult):
             SWAPS.labels(kind, result)
+    for verdict in get_args(TrialVerdict):
+        TRIALS.labels(verdict)
 
 
 _begin_at_zero()

@@ -65,6 +65,13 @@ class AgentConfig(Section, frozen=True, kw_only=True):
     """Module and function; it is called with the call's `VoIP` and returns the agent."""
     python: str | None = None
     """The interpreter to run it with, e.g. of a virtual environment of its own; by default this one."""
+    canary: Annotated[int, Meta(ge=0, le=100)] = 0
+    """How many of a hundred new calls take reloaded code until it has proved itself; with 0 all do at once."""
+    canary_calls: Count = 20
+    """Calls of a canary that must end without a crash before all new calls take its code."""
+    canary_margin: Annotated[float, Meta(ge=0, le=100)] = 5.0
+    """By how many of a hundred calls that crash, or turns that fail, a canary may be worse than the old code in the same
+    time; beyond that it is rolled back."""
     env: dict[str, Secret] = {}
     """Environment variables for the agent, where the environment does not set them; secrets by reference, as everywhere."""
 

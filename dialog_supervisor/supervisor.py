@@ -200,7 +200,7 @@ class Supervisor(Controlled):
         if why is not None or self._nursery is None:
             self._refuse(metadata.call_id, why or "draining")
             return None
-        generation, keeper = self._generations.current, self._keeper
+        generation, keeper = self._generations.for_next_call(), self._keeper
         try:
             call = Call(metadata, make_leg, generation, self._config.calls, self._config.transfer, note=keeper.note)
         except OSError as error:
@@ -265,6 +265,7 @@ class Supervisor(Controlled):
             "connections": self._listener.connections if self._listener else 0,
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "generation": self._generations.current.name,
+            "canary": self._generations.canary,
             "generations": self._generations.describe(),
         }
 
@@ -299,9 +300,14 @@ class Supervisor(Controlled):
             return await self._generations.reload()
 
     async def rollback(self) -> dict[str, Any]:
-        """Have the next call use the code that was current before. Raises `GenerationFailed`."""
+        """End the canary, or have the next call use the code that was current before. Raises `GenerationFailed`."""
         self._refuse_when_stopping("rollback")
         return await self._generations.rollback()
+
+    async def promote(self) -> dict[str, Any]:
+        """Have all next calls use the canary's code. Raises `GenerationFailed`."""
+        self._refuse_when_stopping("promote")
+        return await self._generations.promote()
 
     def _refuse_when_stopping(self, what: str) -> None:
         if self._admission.stopping:

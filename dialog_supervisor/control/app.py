@@ -62,7 +62,10 @@ class Controlled(Protocol):
         """Have the next call use the agent's code as it is now. Raises `GenerationFailed`."""
 
     async def rollback(self) -> dict[str, Any]:
-        """Have the next call use the code that was current before. Raises `GenerationFailed`."""
+        """End the canary, or have the next call use the code that was current before. Raises `GenerationFailed`."""
+
+    async def promote(self) -> dict[str, Any]:
+        """Have all next calls use the canary's code. Raises `GenerationFailed`."""
 
 
 def control_app(controlled: Controlled) -> Starlette:
@@ -131,6 +134,7 @@ def control_app(controlled: Controlled) -> Starlette:
             Route("/undrain", undrain, methods=["POST"]),
             Route("/reload", swap(controlled.reload), methods=["POST"]),
             Route("/rollback", swap(controlled.rollback), methods=["POST"]),
+            Route("/promote", swap(controlled.promote), methods=["POST"]),
         ]
     )
 

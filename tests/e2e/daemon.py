@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -213,7 +213,10 @@ def write_agent(directory: Path, source: str) -> Path:
 
 
 def write_config(directory: Path, agent: Path, **sections: Mapping[str, object]) -> Path:
-    """Write a dialog.toml for `agent`, with `sections` added to or replacing what a test needs anyway. Return its path."""
+    """Write a dialog.toml for `agent`, with `sections` added to or replacing what a test needs anyway. Return its path.
+
+    The table `[agent]` is called `agent_keys` here.
+    """
     tables: dict[str, dict[str, object]] = {
         "gateway": {"listen": "127.0.0.1:0", "public_url": PUBLIC_URL},
         "twilio": {"account_sid": ACCOUNT_SID, "auth_token": "env:TWILIO_AUTH_TOKEN", "api_url": NOWHERE},
@@ -222,7 +225,7 @@ def write_config(directory: Path, agent: Path, **sections: Mapping[str, object])
         "control": {"socket": str(directory / "control.sock")},
     }
     for name, values in sections.items():
-        tables.setdefault(name, {}).update(values)
+        tables.setdefault(name.removesuffix("_keys"), {}).update(values)
     file = directory / "dialog.toml"
     file.write_text("\n".join(line for name, values in tables.items() for line in _table(name, values)))
     return file
@@ -240,7 +243,9 @@ class Dialogd:
     With a `listener`, it is passed that instead of opening one, as by systemd's socket unit.
     """
 
-    def __init__(self, config: Path, environ: Mapping[str, str], listener: socket.socket | None = None) -> None:
+    def __init__(
+        self, config: Path, environ: Mapping[str, str], *options: str, listener: socket.socket | None = None
+    ) -> None:
         self.config = config
         self.directory = config.parent
         self.public_url = PUBLIC_URL
@@ -251,7 +256,7 @@ class Dialogd:
         self._run = uuid.uuid4().hex
         self._news = threading.Condition()
         own = {"TWILIO_AUTH_TOKEN": AUTH_TOKEN, _MARK: self._run, "XDG_STATE_HOME": str(self.directory / "state")}
-        command = [str(DIALOGD), "-c", str(config)]
+        command = [str(DIALOGD), "-c", str(config), *options]
         if listener is not None:
             own |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "gateway"}
             pass_on = f'export LISTEN_PID=$$; exec "$@" 3<&{listener.fileno()}'
@@ -435,15 +440,20 @@ class Dialogd:
 
 @contextmanager
 def running(
-    directory: Path, *, agent: Path | str = PROBE, environ: Mapping[str, str] | None = None, **sections: Mapping[str, object]
+    directory: Path,
+    *,
+    agent: Path | str = PROBE,
+    environ: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
+    **sections: Mapping[str, object],
 ) -> Iterator[Dialogd]:
     """Run a `dialogd` until the block is left, and check that it stops well.
 
-    `agent` is an agent's source or the directory of one, `sections` the tables of dialog.toml.
+    `agent` is an agent's source or the directory of one, `sections` the tables of dialog.toml as `write_config` takes them.
     """
     directory.mkdir(parents=True)
     path = write_agent(directory / "agent", agent) if isinstance(agent, str) else agent
-    with Dialogd(write_config(directory, path, **sections), environ or {}) as dialogd:
+    with Dialogd(write_config(directory, path, **sections), environ or {}, *options) as dialogd:
         dialogd.public_url = str(sections.get("gateway", {}).get("public_url", PUBLIC_URL))
         dialogd.wait_for_log(event="ready")
         yield dialogd

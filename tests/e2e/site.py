@@ -33,7 +33,7 @@ class Site:
     @contextmanager
     def dialogd(self, **environ: str) -> Iterator[Dialogd]:
         """Run a dialogd; in the end it is stopped, unless it is dead by then."""
-        with Dialogd(self.config, environ, self._listener) as dialogd:
+        with Dialogd(self.config, environ, listener=self._listener) as dialogd:
             dialogd.wait_for_log(event="ready")
             yield dialogd
             if dialogd.alive:

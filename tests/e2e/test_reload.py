@@ -223,14 +223,16 @@ async def test_without_a_generation_before_a_rollback_is_refused(shared: Desk) -
 
 async def test_dialogctl_reloads_and_lists_generations(desk: Desk) -> None:
     swap = json.loads((await desk.dialogd.ctl("reload", "--json")).stdout)
-    assert swap.keys() == {"generation", "hash", "previous", "seconds"}
+    assert swap.keys() == {"generation", "hash", "previous", "seconds", "canary", "ended"}
+    assert (swap["canary"], swap["ended"]) == (None, None)
     done = await desk.dialogd.ctl("reload")
     assert done.returncode == 0
     assert f"serves the next calls, after {swap['generation']}; " in done.stdout
     listed = (await desk.dialogd.ctl("generations")).stdout.splitlines()
     assert [line.split()[1] for line in listed] == ["previous", "current"]
     assert listed[0].startswith(swap["generation"])
-    assert listed[0].endswith("0 calls  (rollback returns to it)")
+    assert "  0 calls  " in listed[0]
+    assert listed[0].endswith("  (rollback returns to it)")
 
 
 # Code that is not let near a caller

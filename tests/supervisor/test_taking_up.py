@@ -11,6 +11,7 @@ from dialog_supervisor.call import Call
 from dialog_supervisor.generation import NoWorker
 from dialog_supervisor.recovery import CallState
 from dialog_supervisor.sections import CallsConfig, TransferConfig
+from dialog_supervisor.tally import Tally
 from dialog_supervisor.worker import Worker
 from protocol.framing import FrameDecoder
 from protocol.messages import Event, Hello, MessageDispatched, Metadata, Restored, StreamingStarted
@@ -28,6 +29,8 @@ class Stillborn:
 
     def __init__(self) -> None:
         self.told: list[Event] = []
+        self.tally = Tally()
+        self.tally.begin(METADATA.call_id)
 
     def worker(self, worker: Worker) -> NoReturn:
         self.told += FrameDecoder[Event](Event).feed(os.read(worker.theirs[0], 1 << 16))
