@@ -105,6 +105,7 @@ def _constraint(meta: Meta) -> str:
     said = [
         f" above {meta.gt:g}" if meta.gt is not None else "",
         f", at least {meta.ge}" if meta.ge is not None else "",
+        f", at most {meta.le}" if meta.le is not None else "",
         f" of the form `{meta.pattern}`" if meta.pattern is not None else "",
     ]
     return "".join(said)

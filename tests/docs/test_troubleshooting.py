@@ -40,8 +40,7 @@ class Speaker(Agent):
 
 
 def create(voip: VoIP) -> Agent:
-    import os
-    if voice := os.environ.get("CARTESIA_URL"):
+        if voice := os.environ.get("CARTESIA_URL"):
         return Speaker(voip=voip, tts=CartesiaTTS("v", "k", timeout_s=0.2))
     return Speaker(voip=voip, stt=DeepgramSTT())
 '''
@@ -294,6 +293,17 @@ async def test_a_recording_is_not_copied(start_dialogd: StartDialogd, api: Twili
         await call.report("recording", RecordingUrl=f"{api.url}/2010-04-01/Accounts/AC1/Recordings/RE1", **more)
         await dialogd.step(call.sid, kind="recording")
     await check_log("A recording is not copied", Seen(), dialogd)
+
+
+async def test_a_canary_is_rolled_back(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd(agent_keys={"canary": 100})
+    await dialogd.ask("/reload", "POST")
+    async with Twilio(dialogd) as twilio:
+        for _ in range(2):
+            async with twilio.streaming() as call:
+                await call.press("3")
+                await dialogd.logged(event="worker died in mid-call, and another takes over", call=call.sid)
+    await check_log("A canary is rolled back", Seen(), dialogd)
 
 
 async def test_too_many_connections(start_dialogd: StartDialogd) -> None:

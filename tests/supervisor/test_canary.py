@@ -4,12 +4,14 @@ import math
 import random
 from itertools import islice
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dialog_supervisor.canary import CALLS_BELIEVED, Rules, Trial, Verdict, chance, judge
 from dialog_supervisor.tally import Figures
+from tests.docs.page import DOCS
 
 RULES = Rules(share=10, calls=20, margin=5.0)
 shares = st.integers(0, 100)
@@ -83,6 +85,13 @@ def test_two_calls_of_two_that_crash_are_enough() -> None:
     )
 
 
+@pytest.mark.parametrize(("crashed", "begun"), [(2, 3), (3, 9), (4, 17)])
+def test_beside_old_code_without_a_fault_so_many_are_enough_and_one_less_is_not(crashed: int, begun: int) -> None:
+    assert turned_away(of_calls(begun, crashed), of_calls(9 * begun))
+    assert not turned_away(of_calls(begun + 1, crashed), of_calls(9 * begun))
+    assert not turned_away(of_calls(begun, crashed - 1), of_calls(9 * begun))
+
+
 def test_an_old_generation_without_calls_is_one_without_faults() -> None:
     assert turned_away(of_calls(2, 2), Figures())
 
@@ -102,6 +111,12 @@ def test_the_first_call_alone_never_decides() -> None:
 
 def test_an_old_generation_that_crashes_as_often_keeps_it_on_trial() -> None:
     assert judge(of_calls(10, 10), of_calls(90, 90), RULES) is None
+
+
+def test_its_reason_is_as_the_operations_page_quotes_it() -> None:
+    verdict = judge(of_calls(7, 3), of_calls(63, 1), RULES)
+    assert verdict is not None
+    assert f'"reason": "{verdict.reason}"' in (DOCS / "operations.md").read_text(encoding="utf-8")
 
 
 def test_a_crash_in_ten_is_noise_beside_one_in_a_hundred() -> None:
