@@ -40,7 +40,8 @@ class Speaker(Agent):
 
 
 def create(voip: VoIP) -> Agent:
-        if voice := os.environ.get("CARTESIA_URL"):
+    import os
+    if voice := os.environ.get("CARTESIA_URL"):
         return Speaker(voip=voip, tts=CartesiaTTS("v", "k", timeout_s=0.2))
     return Speaker(voip=voip, stt=DeepgramSTT())
 '''

@@ -15,6 +15,7 @@ import trio
 
 from tests.conftest import StartDialogd
 from tests.e2e.daemon import PATIENCE_S, Dialogd, write_agent
+from tests.e2e.scrape import scrape
 from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
 
 CALLS = 3  # that must go well
@@ -205,6 +206,7 @@ async def test_a_canary_that_crashes_each_call_is_rolled_back_and_the_next_calls
     assert (back["level"], back["current"], back["reason"]) == ("error", found["previous"], reason)
     assert back["trial"]["new"]["crashes"] == 5  # four of the first call, and one of the second
     assert "call" not in back
+    assert (await scrape(line.dialogd)).value("dialog_trials_total", verdict="rolled_back") >= 1
     await line.versions("old", "old", "old")
     assert (await line.dialogd.ask("/status"))["canary"] is None
 
