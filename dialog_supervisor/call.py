@@ -14,8 +14,9 @@ from functools import partial
 import structlog
 import trio
 
-from dialog_supervisor import metrics
+from dialog_supervisor import logs, metrics
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
+from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.flow import Flow
 from dialog_supervisor.generation import Generation, NoWorker
 from dialog_supervisor.metrics import Party
@@ -79,6 +80,7 @@ class Call:
         config: CallsConfig,
         transfer: TransferConfig,
         *,
+        event_logs: EventLogs,
         note: Callable[[str], None] = lambda call_id: None,
     ) -> None:
         self.id = metadata.call_id
@@ -92,7 +94,7 @@ class Call:
         self.state = State.RINGING
         self.reason = ""
         self.ended_by: Party = "dialogd"
-        self._steps = Steps()
+        self._steps = Steps(event_logs.begin(self.id, self.generation, self.leg.counts))
         self._transfer = transfer
         self._requests = self._new_requests()
         self._note = partial(note, self.id)  # that what a successor must know is different
@@ -198,7 +200,7 @@ class Call:
 
     async def run(self) -> None:
         """Live. Returns when nothing of the call is left."""
-        with structlog.contextvars.bound_contextvars(call=self.id):
+        with structlog.contextvars.bound_contextvars(call=self.id), logs.heard_by(self.id, self._steps.logged):
             log.info("call begins", caller=self.metadata.caller, callee=self.metadata.callee, generation=self.generation)
             try:
                 async with trio.open_nursery() as nursery:
@@ -213,10 +215,10 @@ class Call:
                 self.leg.release()
                 self.worker.close()
                 self._enter(State.ENDED)
-                self._steps.close()
                 self.seconds = round(trio.current_time() - self.started_at, 1)
                 counts = self.leg.counts
                 log.info("call ended", reason=self.reason, seconds=self.seconds, media_dropped=self.media_dropped, **counts)
+                self._steps.close()
 
     async def _keep_deadlines(self) -> None:
         while not self._over.is_set():
@@ -310,9 +312,11 @@ class Call:
     def _tell(self, event: Event) -> None:
         """Pass an event to the worker. Speech that it does not take in time is dropped, oldest first."""
         self._recovery.told(event)
-        link = self.worker.link
+        link, audio = self.worker.link, isinstance(event, Media)
+        if not audio:
+            self._steps.told(event, self.worker.pid)
         try:
-            link.post(event, droppable=isinstance(event, Media))
+            link.post(event, droppable=audio)
         except LinkClosed:  # the worker's end is noticed, and acted on, where its process is watched
             self._recovery.missed(event)
             return
@@ -391,6 +395,7 @@ class Call:
     def _introduce(self) -> None:
         """Tell a new worker what its predecessor knew."""
         for event in list(self._recovery.introduction(self.leg.orphaned())):
+            self._steps.told(event, self.worker.pid)
             with suppress(LinkClosed, OutboxFull):
                 self.worker.link.post(event, droppable=isinstance(event, Media))
 
@@ -405,7 +410,12 @@ class Call:
                     await self.leg.room()
         elif isinstance(command, Heartbeat):
             self.worker.heartbeat(command.lag_ms)
-        elif isinstance(command, Abort):
+        else:
+            self._do_now(command, nursery)
+
+    def _do_now(self, command: Command, nursery: trio.Nursery) -> None:
+        self._steps.asked(command, self.worker.pid)
+        if isinstance(command, Abort):
             self.leg.abort(command.uuid)
         elif isinstance(command, Trace):
             self._trace(command)
@@ -414,6 +424,7 @@ class Call:
         elif isinstance(command, Checkpoint):
             self._recovery.saved(command)
         elif isinstance(command, Request):
+            self._steps.add("request", type(command).__name__)
             self._requests.take(command, nursery)
 
     def _trace(self, trace: Trace) -> None:
@@ -421,15 +432,16 @@ class Call:
             level = trace.fields.get("level", "info")
             say = getattr(log, level if level in ("debug", "info", "warning", "error") else "info")
             say(trace.text, logger=trace.fields.get("logger", "agent"))
-        elif trace.text:
+            return
+        if trace.text:
             log.info(trace.kind, text=trace.text, speech=True)
-        self._steps.add(trace.kind, trace.text, trace.fields)
+        self._steps.traced(trace)
 
     def _turn(self, turn: Turn) -> None:
         self._generation.tally.turn(self.id, turn)
         metrics.turn(turn)
         self._steps.add("turn", turn.outcome, turn_fields(turn))
 
-    def watch(self) -> trio.MemoryReceiveChannel[Step]:
-        """Return a channel of the call's steps, from those still remembered on; it ends with the call."""
-        return self._steps.watch()
+    def watch(self, *, follow: bool = True) -> trio.MemoryReceiveChannel[Step]:
+        """Return a channel of the call's steps, from those still remembered on; it ends with the call, or with those."""
+        return self._steps.watch(follow=follow)

@@ -10,32 +10,27 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
-import msgspec
 import trio
 from cyclopts import App, CycloptsError, Parameter
 
-from dialog_supervisor import logs
+from dialog_supervisor import logs as logging
+from dialog_supervisor import watching
+from dialog_supervisor.asking import CONFIG_VARIABLE, Failed, ask, print_json
 from dialog_supervisor.config import ConfigError, load
 from dialog_supervisor.snapshot import GenerationFailed
 
-CONFIG_VARIABLE = "DIALOG_CONFIG"  # how dialogctl's -c reaches the commands that other rooms add
 _COMMANDS = "dialogctl.commands"  # the entry points of those commands
 _DEFAULT_FILE = Path("dialog.toml")
-_ANSWER_TIMEOUT_S = 10.0
 _SWAP_TIMEOUT_S = 180.0  # the agent's imports may take a minute, and another reload may come first
 
 ConfigFile = Annotated[Path, Parameter(name=["-c", "--config"], env_var=CONFIG_VARIABLE)]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+Follow = Annotated[bool, Parameter(name="--follow", negative=())]
 Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 
 daemon = App(name="dialogd", help="Run the supervisor of telephone voice agents.", help_format="plaintext")
 control = App(name="dialogctl", help="Ask a running dialogd, or place calls to it.", help_format="plaintext")
 control.meta.help_flags = ()  # each command explains itself, also those of other rooms
-
-
-class Failed(Exception):
-    """The command cannot be done; the message says why, and what to do."""
 
 
 @daemon.default
@@ -53,7 +48,7 @@ def run(*, config: ConfigFile = _DEFAULT_FILE) -> None:
     from dialog_supervisor.supervisor import Supervisor  # noqa: PLC0415 - half a second that --help need not wait for
 
     loaded = load(config)
-    logs.configure(loaded.log)
+    logging.configure(loaded.log)
 
     async def serve() -> None:
         await Supervisor(loaded).run()
@@ -81,11 +76,22 @@ def _launch(*tokens: Tokens, config: ConfigFile = _DEFAULT_FILE) -> Any:
 
 
 @control.command
-def status(*, json: AsJson = False) -> None:
+def status(*, json: AsJson = False, follow: Follow = False) -> None:
     """Show whether dialogd takes calls, and how many it has."""
-    found = _ask("GET", "/status")
+    _shown(lambda: _show_status(json=json), follow=follow)
+
+
+def _shown(show: Callable[[], None], *, follow: bool) -> None:
+    if follow:
+        watching.follow(show)
+    else:
+        show()
+
+
+def _show_status(*, json: bool) -> None:
+    found = ask("GET", "/status")
     if json:
-        _print_json(found)
+        print_json(found)
         return
     print(
         f"dialogd {found['version']}, process {found['pid']}, up {found['uptime_s']:.0f} s, generation {found['generation']}"
@@ -120,15 +126,19 @@ def _readiness(found: dict[str, Any]) -> str:
 @control.command
 def metrics() -> None:
     """Print the figures that Prometheus reads."""
-    print(_ask("GET", "/metrics"), end="")
+    print(ask("GET", "/metrics"), end="")
 
 
 @control.command
-def calls(*, json: AsJson = False) -> None:
+def calls(*, json: AsJson = False, follow: Follow = False) -> None:
     """List the calls under way."""
-    found = _ask("GET", "/calls")
+    _shown(lambda: _show_calls(json=json), follow=follow)
+
+
+def _show_calls(*, json: bool) -> None:
+    found = ask("GET", "/calls")
     if json:
-        _print_json(found)
+        print_json(found)
         return
     for one in found:
         numbers = f"{one['caller']} -> {one['callee']}"
@@ -141,9 +151,9 @@ def calls(*, json: AsJson = False) -> None:
 def call(*tokens: Tokens) -> Any:
     """Show one call (dialogctl call ID), or place one (dialogctl call --help)."""
     if len(tokens) in (1, 2) and not tokens[0].startswith("-") and set(tokens[1:]) <= {"--json"}:
-        found = _ask("GET", f"/calls/{tokens[0]}")
+        found = ask("GET", f"/calls/{tokens[0]}")
         if "--json" in tokens:
-            _print_json(found)
+            print_json(found)
         else:
             print("\n".join(f"{key:<12}{value}" for key, value in found.items()))
         return 0
@@ -157,9 +167,19 @@ def load_test(*tokens: Tokens) -> Any:
 
 
 @control.command
+def logs(call_id: str, *, json: AsJson = False, follow: Follow = False) -> None:
+    """Show what happened in a call: its states, its workers and what became of them, turns, tools, requests, warnings.
+
+    Of a call that is over, its event log tells. What is said is shown where log.transcripts or events.transcripts permit it.
+    With --json, event logs are printed as they are.
+    """
+    watching.show_log(call_id, follow=follow, json=json)
+
+
+@control.command
 def hangup(call_id: str) -> None:
     """End a call."""
-    _ask("POST", f"/calls/{call_id}/hangup")
+    ask("POST", f"/calls/{call_id}/hangup")
     print(f"{call_id} is ending")
 
 
@@ -176,9 +196,9 @@ def undrain(*, json: AsJson = False) -> None:
 
 
 def _admit(path: str, *, json: bool) -> None:
-    found = _ask("POST", path)
+    found = ask("POST", path)
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         print(f"{_readiness(found)}; {found['calls']} calls")
 
@@ -186,9 +206,9 @@ def _admit(path: str, *, json: bool) -> None:
 @control.command
 def generations(*, json: AsJson = False) -> None:
     """List the versions of the agent's code: hash and number of the load, age, calls, state, and how its calls went."""
-    found = _ask("GET", "/generations")
+    found = ask("GET", "/generations")
     if json:
-        _print_json(found)
+        print_json(found)
         return
     for one in found:
         goal = "  (rollback returns to it)" if one["rollback"] else ""
@@ -237,9 +257,9 @@ def promote(*, json: AsJson = False) -> None:
 
 
 def _swap(path: str, *, json: bool) -> None:
-    found = _ask("POST", path, timeout_s=_SWAP_TIMEOUT_S)
+    found = ask("POST", path, timeout_s=_SWAP_TIMEOUT_S)
     if json:
-        _print_json(found)
+        print_json(found)
         return
     new, old, seconds = found["generation"], found["previous"], f"{found['seconds']:.1f} s"
     if found["ended"]:
@@ -262,27 +282,6 @@ def _other_room(name: str) -> Callable[..., Any]:
     return app
 
 
-def _print_json(value: Any) -> None:
-    print(msgspec.json.format(msgspec.json.encode(value)).decode())
-
-
-def _ask(method: str, path: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Any:
-    """Ask dialogd over its control socket. Raises `Failed`."""
-    config = load(os.environ[CONFIG_VARIABLE])
-    socket = config.control.socket
-    try:
-        transport = httpx.HTTPTransport(uds=str(socket))
-        with httpx.Client(transport=transport, base_url="http://dialogd", timeout=timeout_s) as client:
-            response = client.request(method, path)
-    except httpx.ReadTimeout:
-        raise Failed(f"dialogd has not answered {method} {path} within {timeout_s:g} s; its log may say why") from None
-    except httpx.HTTPError as error:
-        raise Failed(f"no dialogd answers at {socket} ({error}); start one with: dialogd -c {config.file}") from None
-    if response.is_error:
-        raise Failed(response.json().get("error", response.text))
-    return response.json() if response.headers["content-type"] == "application/json" else response.text
-
-
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:
     """Return one exception of a group of expected ones: they have the same cause."""
     found = group.exceptions[0]
@@ -303,6 +302,9 @@ def _guarded(app: Callable[..., Any], name: str) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return code if isinstance(code, int) else 0
 
 

@@ -79,6 +79,7 @@ def load(file: Path | str, environ: Mapping[str, str] | None = None) -> Config:
         raise _explain(path, tables, str(error)) from None
     found = {
         "control": msgspec.structs.replace(said.control, socket=_control_socket(path, said.control.socket, surroundings)),
+        "events": msgspec.structs.replace(said.events, directory=_events_directory(said.events.directory, surroundings)),
         "recordings": msgspec.structs.replace(
             said.recordings, directory=_recordings_directory(path, said.recordings.directory, surroundings)
         ),
@@ -339,3 +340,9 @@ def _store_file(path: Path, given: Path, environ: Mapping[str, str]) -> Path:
 def _name_of(path: Path) -> str:
     """Return a name that stands for a configuration file."""
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+
+
+def _events_directory(given: Path, environ: Mapping[str, str]) -> Path:
+    """Return where event logs go: as configured, or as systemd says; nowhere else, for nobody asked for them there."""
+    state = environ.get("STATE_DIRECTORY")
+    return given if given != Path() or not state else Path(state.split(":")[0]) / "events"

@@ -242,7 +242,11 @@ class Generations:
         self._loads += 1
         config = self._config
         files = (config.file, config.file.parent / ".env", *files_of(config.store.path))
-        unwanted = (*files, config.recordings.directory, self._directory)
+        directories = (
+            config.recordings.directory,
+            *([config.events.directory] if config.events.directory != Path() else []),
+        )
+        unwanted = (*files, *directories, self._directory)
         snapshot = await trio.to_thread.run_sync(take, config.agent_path, self._directory, self._loads, unwanted)
         self._candidate = Generation(config, snapshot, self._on_count)
         self._known.append(self._candidate)

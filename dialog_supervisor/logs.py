@@ -7,8 +7,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 import structlog
@@ -26,6 +26,7 @@ _TELEPHONE_NUMBER = re.compile(
 )
 _KEYS_PRESSED = ("digit", "digits")
 _STDERR_FD = 2
+_listeners: dict[str, Callable[[Mapping[str, Any]], None]] = {}  # by call id
 _LEVELS = {"debug": 10, "info": 20, "notice": 20, "warning": 30, "error": 40}
 
 
@@ -52,6 +53,24 @@ def _masked(key: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_masked("", held) for held in value]
     return value
+
+
+def _tell_the_call(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Have a call know what the log says of it, masked as it is; what is said in it, it knows already."""
+    listener = _listeners.get(str(event.get("call", "")))
+    if listener is not None and not event.get("speech"):
+        listener(event)
+    return event
+
+
+@contextmanager
+def heard_by(call_id: str, listener: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Inside, `listener` is told of each line of the log that has this call's id."""
+    _listeners[call_id] = listener
+    try:
+        yield
+    finally:
+        del _listeners[call_id]
 
 
 def _in_order(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -95,6 +114,7 @@ def configure(config: LogConfig) -> None:
         *([] if readable else [structlog.processors.format_exc_info]),
         _mask_event,
         _in_order,
+        _tell_the_call,
     ]
     stderr = cast(TextIO, _Stderr())
     structlog.configure(

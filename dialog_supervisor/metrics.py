@@ -97,6 +97,7 @@ SWAPS = Counter(
     registry=REGISTRY,
 )
 TRIALS = Counter("dialog_trials", "Canaries that were judged by their calls, by verdict.", ["verdict"], registry=REGISTRY)
+EVENTS_LOST = Counter("dialog_events_lost", "Entries that are missing in calls' event logs.", registry=REGISTRY)
 LOOP_LAG_SECONDS = Histogram(
     "dialog_loop_lag_seconds", "How late dialogd's event loop wakes up.", buckets=_LAG_BUCKETS, registry=REGISTRY
 )

@@ -175,6 +175,22 @@ class StoreConfig(Section, frozen=True, kw_only=True):
     it, and several `dialogd`s may share it. A call is deleted from it when it ends."""
 
 
+class EventsConfig(Section, frozen=True, kw_only=True):
+    """`[events]`: an event log for each call, which `dialogctl logs` and `dialogctl replay` read."""
+
+    directory: Path = Path()
+    """By default $STATE_DIRECTORY/events; where there is neither, none are kept. For the user of `dialogd` alone."""
+    transcripts: bool = False
+    """Whether they hold what is said, numbers, and keys pressed: what a replay needs, and what callers may have to be told.
+    Without, they tell who spoke when and what was done."""
+    size_limit: Count = 10_000_000
+    """Bytes of one call's; what is beyond is left out."""
+    keep_days: Seconds = 14.0
+    """Days that one is kept."""
+    keep_calls: Annotated[int, Meta(ge=0)] = 10_000
+    """How many are kept at most, the latest ones; with 0 none."""
+
+
 class ControlConfig(Section, frozen=True, kw_only=True):
     """`[control]`: where dialogctl finds dialogd, and Prometheus its figures."""
 
@@ -208,5 +224,6 @@ class Tables(Section, frozen=True, kw_only=True):
     transfer: TransferConfig = TransferConfig()
     recordings: RecordingsConfig = RecordingsConfig()
     store: StoreConfig = StoreConfig()
+    events: EventsConfig = EventsConfig()
     control: ControlConfig = ControlConfig()
     log: LogConfig = LogConfig()

@@ -24,6 +24,7 @@ from dialog_supervisor.config import Config
 from dialog_supervisor.confinement import check_sandbox
 from dialog_supervisor.control.app import Controlled, Refused, serve_control
 from dialog_supervisor.control.scrape import serve_figures
+from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.figures import Figures
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.generations import Generations
@@ -54,6 +55,7 @@ class Supervisor(Controlled):
         self._started_at = trio.current_time()
         self._listener: Listener | None = None
         self._figures = Figures(self)
+        self._events = EventLogs(config.events)
         self._service = ServiceNotifier(config.environ, self._summary)
 
     async def run(self) -> None:
@@ -63,6 +65,7 @@ class Supervisor(Controlled):
         address = self._config.gateway.listen
         listening = inherited_listener(self._config.environ, os.getpid()) or listen(self._config, "gateway.listen", address)
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
+            nursery.start_soon(self._events.run)
             with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
                 await nursery.start(orphans.run)
                 await nursery.start(self._machine.run)
@@ -202,7 +205,15 @@ class Supervisor(Controlled):
             return None
         generation, keeper = self._generations.for_next_call(), self._keeper
         try:
-            call = Call(metadata, make_leg, generation, self._config.calls, self._config.transfer, note=keeper.note)
+            call = Call(
+                metadata,
+                make_leg,
+                generation,
+                self._config.calls,
+                self._config.transfer,
+                event_logs=self._events,
+                note=keeper.note,
+            )
         except OSError as error:
             log.error("a call cannot be taken", call=metadata.call_id, reason=error.strerror, remedy="raise LimitNOFILE")
             self._admission.refuse(metadata.call_id, "system")

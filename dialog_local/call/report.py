@@ -131,7 +131,7 @@ class LiveReport:
                 self.line(step.at, "barge-in", f"the caller heard: {step.text or '(nothing)'}")
             case "tool":
                 self.line(step.at, "tool", tool_call(step))
-            case "log":
+            case "log" if step.fields.get("logger") or step.fields.get("level") in ("warning", "error"):
                 self.line(step.at, "log", step.text)
             case _:
                 pass

@@ -91,7 +91,10 @@ def control_app(controlled: Controlled) -> Starlette:
 
     async def events(request: Request) -> Response:
         call = found(request)
-        return call if isinstance(call, Response) else StreamingResponse(_steps(call), media_type="application/x-ndjson")
+        if isinstance(call, Response):
+            return call
+        follow = request.query_params.get("follow") != "no"
+        return StreamingResponse(_steps(call, follow=follow), media_type="application/x-ndjson")
 
     async def hangup(request: Request) -> Response:
         call = found(request)
@@ -153,8 +156,9 @@ def describe(call: Call) -> dict[str, Any]:
     }
 
 
-async def _steps(call: Call) -> AsyncIterator[bytes]:
-    with call.watch() as steps:
+async def _steps(call: Call, *, follow: bool) -> AsyncIterator[bytes]:
+    """Yield a call's steps: those that are remembered, and then each as it comes, unless only the first are wanted."""
+    with call.watch(follow=follow) as steps:
         async for step in steps:
             yield msgspec.json.encode(step) + b"\n"
 

@@ -307,6 +307,12 @@ async def test_a_canary_is_rolled_back(start_dialogd: StartDialogd) -> None:
     await check_log("A canary is rolled back", Seen(), dialogd)
 
 
+async def test_a_call_s_event_log_is_missing(start_dialogd: StartDialogd, tmp_path: Path) -> None:
+    (tmp_path / "events").write_text("in the way")
+    dialogd = start_dialogd(events={"directory": str(tmp_path / "events")})
+    await check_log("A call's event log is missing, or ends too early", Seen(), dialogd)
+
+
 async def test_too_many_connections(start_dialogd: StartDialogd) -> None:
     dialogd = start_dialogd(gateway={"max_connections": 1})
     async with await trio.open_tcp_stream("127.0.0.1", dialogd.port) as first:

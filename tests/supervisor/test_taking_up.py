@@ -8,9 +8,10 @@ import trio
 from trio.testing import MockClock
 
 from dialog_supervisor.call import Call
+from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.generation import NoWorker
 from dialog_supervisor.recovery import CallState
-from dialog_supervisor.sections import CallsConfig, TransferConfig
+from dialog_supervisor.sections import CallsConfig, EventsConfig, TransferConfig
 from dialog_supervisor.tally import Tally
 from dialog_supervisor.worker import Worker
 from protocol.framing import FrameDecoder
@@ -40,7 +41,9 @@ class Stillborn:
 async def first_told(state: CallState | None, leg: QuietLeg) -> list[Event]:
     """Return what the first worker of a call is told first, when the call begins with this state."""
     generation: Any = Stillborn()
-    call = Call(METADATA, lambda emit: leg, generation, CallsConfig(), TransferConfig())
+    call = Call(
+        METADATA, lambda emit: leg, generation, CallsConfig(), TransferConfig(), event_logs=EventLogs(EventsConfig())
+    )
     if state is not None:
         assert call.take_up(state, 60.0)
         assert call.recovery_state(audio=True) == msgspec.structs.replace(state, deaths=(0.0,), died_here=1)
