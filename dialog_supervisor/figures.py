@@ -59,6 +59,7 @@ class Figures:
         yield _gauge("dialog_workers", "Worker processes alive.", status["workers"])
         yield _gauge("dialog_connections", "Connections to the public listener.", status["connections"])
         yield _gauge("dialog_accepting", "1 while calls are taken.", int(status["accepting"]))
+        yield _gauge("dialog_store_ok", "1 while calls can be kept for another dialogd.", int(status["store"]["ok"]))
         yield _gauge("dialog_max_calls", "Calls that there may be at a time (calls.max_calls).", status["max_calls"])
         waiting = max((call.worker.link.waiting_bytes for call in self._observed.calls()), default=0)
         yield _gauge("dialog_pipe_outbox_bytes", "What waits to be read by the worker that is most behind.", waiting)
@@ -77,6 +78,8 @@ class Figures:
         yield _counters(
             "dialog_media_oddities", "What was odd on media sockets, as a call's counts have it.", "kind", counts
         )
+        lost = status["store"]["lost"]
+        yield CounterMetricFamily("dialog_store_lost", "Changes of calls that the store could not take.", lost)
         yield _counters("dialog_calls_refused", "Calls that were not taken, by reason.", "reason", status["refused"])
 
 

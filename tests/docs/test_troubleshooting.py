@@ -85,7 +85,7 @@ def quotes_under(heading: str) -> list[str]:
 
 def complaint(command: Path, file: Path, *arguments: str) -> str:
     """Return what a command that fails writes."""
-    environ = {"TWILIO_AUTH_TOKEN": AUTH_TOKEN, "PATH": ""}
+    environ = {"TWILIO_AUTH_TOKEN": AUTH_TOKEN, "PATH": "", "HOME": str(file.parent)}
     done = subprocess.run([command, "-c", file, *arguments], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     return done.stderr.rstrip("\n")
