@@ -110,7 +110,7 @@ async def test_a_lost_media_socket_is_counted_and_so_is_its_successor(dialogd: D
         between = await scrape(dialogd)
         assert verbs(await call.after()) == ["Connect"]
         async with call.stream():
-            await call.echo()
+            await dialogd.steps(call.sid, 2, kind="state", text="streaming")
             await call.stop()
             await call.after("completed")
         await dialogd.ended(call.sid)
