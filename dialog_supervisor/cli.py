@@ -34,7 +34,7 @@ control.meta.help_flags = ()  # each command explains itself, also those of othe
 
 
 @daemon.default
-def run(*, config: ConfigFile = _DEFAULT_FILE) -> None:
+def run(*, config: ConfigFile = _DEFAULT_FILE, watch: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Take calls until SIGTERM or Ctrl-C.
 
     After SIGTERM the calls under way may end by themselves, for up to calls.drain_timeout; Ctrl-C brings their callers the
@@ -44,6 +44,8 @@ def run(*, config: ConfigFile = _DEFAULT_FILE) -> None:
     ----------
     config
         The configuration file.
+    watch
+        Reload when a file in the agent's directory changes, for development.
     """
     from dialog_supervisor.supervisor import Supervisor  # noqa: PLC0415 - half a second that --help need not wait for
 
@@ -51,7 +53,7 @@ def run(*, config: ConfigFile = _DEFAULT_FILE) -> None:
     logging.configure(loaded.log)
 
     async def serve() -> None:
-        await Supervisor(loaded).run()
+        await Supervisor(loaded, watch=watch).run()
 
     failure: BaseException | None = None
     try:

@@ -20,6 +20,13 @@ from dialog_supervisor.sqlite import files_of
 log = structlog.get_logger("generations")
 
 
+def no_code(config: Config) -> tuple[Path, ...]:
+    """Return dialogd's own files, which may be in the agent's directory and are not of it."""
+    files = (config.file, config.file.parent / ".env", *files_of(config.store.path))
+    directories = (config.recordings.directory, config.events.directory)
+    return *files, *(directory for directory in directories if directory != Path())
+
+
 class Generations:
     """All versions of the agent's code that this dialogd has; `current` is for the next call, but for a canary's share.
 
@@ -241,12 +248,7 @@ class Generations:
         """Copy the agent's directory and start a template from the copy."""
         self._loads += 1
         config = self._config
-        files = (config.file, config.file.parent / ".env", *files_of(config.store.path))
-        directories = (
-            config.recordings.directory,
-            *([config.events.directory] if config.events.directory != Path() else []),
-        )
-        unwanted = (*files, *directories, self._directory)
+        unwanted = (*no_code(config), self._directory)
         snapshot = await trio.to_thread.run_sync(take, config.agent_path, self._directory, self._loads, unwanted)
         self._candidate = Generation(config, snapshot, self._on_count)
         self._known.append(self._candidate)

@@ -21,7 +21,7 @@ SKIPPED = frozenset({"__pycache__", ".git", ".venv", "node_modules"})  # made fr
 SIZE_LIMIT_BYTES = 1 << 30  # a directory larger than this was hardly meant; it may be copied to memory (tmpfs)
 FILES_LIMIT = 50_000
 _HASH_CHARACTERS = 12  # of 64: enough to tell the versions of one agent apart, and to read out
-_PREFIX = "dialog-generations-"
+PREFIX = "dialog-generations-"
 _FORSAKEN_S = 60.0  # a directory without a lock and younger than this may be that of a dialogd just starting
 _CHUNK_BYTES = 1 << 20
 _EXECUTABLE = 0o111
@@ -78,6 +78,11 @@ def take(source: Path, directory: Path, number: int, leave_out: Collection[Path]
         raise
 
 
+def wanted(entry: os.DirEntry[str], leave_out: Collection[Path]) -> bool:
+    """Whether what is found in the agent's directory belongs to its code."""
+    return not (entry.name in SKIPPED or entry.name.endswith(".pyc") or Path(entry.path) in leave_out)
+
+
 class _Copy:
     """Copies and hashes in one pass, in the order of the names, within the limits."""
 
@@ -90,22 +95,19 @@ class _Copy:
 
     def take_directory(self, source: Path, target: Path, within: frozenset[tuple[int, int]] = frozenset()) -> None:
         """Copy a directory that is found inside the directories `within`, as (device, inode)."""
-        found = os.stat(source)
-        here = (found.st_dev, found.st_ino)
+        status = os.stat(source)
+        here = (status.st_dev, status.st_ino)
         if here in within:
             raise GenerationFailed(f"agent.path: {source} leads back to a directory that it is in; remove the link")
         os.mkdir(target, _PRIVATE_DIRECTORY)
         with os.scandir(source) as entries:
-            wanted = sorted((entry for entry in entries if self._wants(entry)), key=lambda entry: entry.name)
-        for entry in wanted:
+            found = sorted((entry for entry in entries if wanted(entry, self._leave_out)), key=lambda entry: entry.name)
+        for entry in found:
             if entry.is_dir():
                 self.take_directory(Path(entry.path), target / entry.name, within | {here})
             elif entry.is_file():
                 self._take_file(Path(entry.path), target / entry.name)
         os.chmod(target, _READ_ONLY_DIRECTORY)
-
-    def _wants(self, entry: os.DirEntry[str]) -> bool:
-        return not (entry.name in SKIPPED or entry.name.endswith(".pyc") or Path(entry.path) in self._leave_out)
 
     def _take_file(self, source: Path, target: Path) -> None:
         self._files += 1
@@ -139,7 +141,7 @@ def private_directory(parent: Path) -> Iterator[Path]:
     try:
         parent.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         _remove_forsaken(parent)
-        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)).resolve()
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
         lock = _lock(directory)
     except OSError as error:
         raise GenerationFailed(
@@ -165,7 +167,7 @@ def _lock(directory: Path) -> int:
 
 
 def _remove_forsaken(parent: Path) -> None:
-    for directory in parent.glob(f"{_PREFIX}*"):
+    for directory in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
             found = directory.lstat()
             old = time.time() - found.st_mtime > _FORSAKEN_S

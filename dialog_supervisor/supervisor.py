@@ -16,6 +16,7 @@ import trio
 
 from dialog_supervisor import metrics, orphans
 from dialog_supervisor.admission import REMEDIES, Admission, Objection
+from dialog_supervisor.autoreload import Watch
 from dialog_supervisor.call import Call, State
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
@@ -27,7 +28,7 @@ from dialog_supervisor.control.scrape import serve_figures
 from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.figures import Figures
 from dialog_supervisor.generation import Generation
-from dialog_supervisor.generations import Generations
+from dialog_supervisor.generations import Generations, no_code
 from dialog_supervisor.http import Listener, Request, Response, Upgrade
 from dialog_supervisor.keeper import Keeper, Missing, open_store
 from dialog_supervisor.listening import listen, tls
@@ -41,12 +42,16 @@ log = structlog.get_logger("dialogd")
 
 
 class Supervisor(Controlled):
-    """Owns the phone lines: admits calls, knows them by id and by token, and runs each in a task of its own."""
+    """Owns the phone lines: admits calls, knows them by id and by token, and runs each in a task of its own.
 
-    def __init__(self, config: Config) -> None:
+    With `watch`, the agent's code is loaded again whenever it has changed.
+    """
+
+    def __init__(self, config: Config, *, watch: bool = False) -> None:
         self._config = config
         self._calls: dict[str, Call] = {}
         self._generations = Generations(config)
+        self._watch = Watch(config.agent_path, no_code(config)) if watch else None
         self._nursery: trio.Nursery | None = None
         self._admission = Admission(config.calls.max_calls)
         self._machine = Machine(config.calls)
@@ -70,6 +75,8 @@ class Supervisor(Controlled):
                 await nursery.start(orphans.run)
                 await nursery.start(self._machine.run)
                 await nursery.start(self._keeper.run)
+                if self._watch is not None:
+                    await self._watch.begin()
                 await nursery.start(self._generations.run)
                 gateway = TwilioGateway(self._config, self, TwilioRest(self._config.twilio, http))
                 self._listener = Listener(self._config.gateway, partial(self._handle, gateway), context)
@@ -81,6 +88,8 @@ class Supervisor(Controlled):
                         self._nursery, self._admission.started = calls, True
                         nursery.start_soon(self._listener.serve, listening)  # who connected before waits in the backlog
                         nursery.start_soon(self._reload_on, hangups)
+                        if self._watch is not None:
+                            nursery.start_soon(self._watch.run, self.reload)
                         self._say_ready(listening)
                         nursery.start_soon(self._service.run)
                         await self._until_told_to_stop(signals, calls)

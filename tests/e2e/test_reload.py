@@ -64,11 +64,11 @@ class Desk:
     shelf: Path
 
     @classmethod
-    def open(cls, start: StartDialogd, directory: Path, place: str = "TMPDIR", **sections: dict[str, object]) -> Self:
+    def open(cls, start: StartDialogd, directory: Path, place: str = "TMPDIR", **settings: Any) -> Self:
         """Start a dialogd with version "one", and its snapshots where the variable `place` says."""
         (shelf := directory / "shelf").mkdir()
         agent = write_version(directory / "agent", "one")
-        return cls(start(agent=agent, environ={place: str(shelf)}, **sections), agent, shelf)
+        return cls(start(agent=agent, environ={place: str(shelf)}, **settings), agent, shelf)
 
     async def reload(self, version: str) -> dict[str, Any]:
         """Write a version and have it serve."""
