@@ -10,7 +10,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,6 @@ SIZE_LIMIT_BYTES = 1 << 30  # a directory larger than this was hardly meant; it 
 FILES_LIMIT = 50_000
 _HASH_CHARACTERS = 12  # of 64: enough to tell the versions of one agent apart, and to read out
 PREFIX = "dialog-generations-"
-_FORSAKEN_S = 60.0  # a directory without a lock and younger than this may be that of a dialogd just starting
 _CHUNK_BYTES = 1 << 20
 _EXECUTABLE = 0o111
 _READ_ONLY_FILE, _READ_ONLY_DIRECTORY = 0o444, 0o555
@@ -141,8 +139,7 @@ def private_directory(parent: Path) -> Iterator[Path]:
     try:
         parent.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         _remove_forsaken(parent)
-        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
-        lock = _lock(directory)
+        directory, lock = _make_locked(parent)
     except OSError as error:
         raise GenerationFailed(
             f"the agent's code cannot be copied to {parent}: {error.strerror}; have TMPDIR name a directory with room"
@@ -153,6 +150,17 @@ def private_directory(parent: Path) -> Iterator[Path]:
         with suppress(OSError):  # then the next dialogd tries again
             _remove(directory)
         os.close(lock)
+
+
+def _make_locked(parent: Path) -> tuple[Path, int]:
+    """Return a new directory, and the descriptor that keeps it locked; until it is, another dialogd may remove it."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
+        with suppress(FileNotFoundError, BlockingIOError):
+            lock = _lock(directory)
+            if directory.exists():
+                return directory, lock
+            os.close(lock)
 
 
 def _lock(directory: Path) -> int:
@@ -170,8 +178,7 @@ def _remove_forsaken(parent: Path) -> None:
     for directory in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
             found = directory.lstat()
-            old = time.time() - found.st_mtime > _FORSAKEN_S
-            if old and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
                 lock = _lock(directory)
                 try:
                     _remove(directory)

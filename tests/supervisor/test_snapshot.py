@@ -1,5 +1,6 @@
 """Snapshots of an agent's directory: what is in them, what they are called, and what becomes of them."""
 
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -8,8 +9,6 @@ import pytest
 
 from dialog_supervisor import snapshot
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot, private_directory, take
-
-LONG_AGO = 1_000_000_000  # seconds since the epoch
 
 
 @pytest.fixture
@@ -180,17 +179,38 @@ def test_the_directory_is_for_this_user_alone_and_goes_with_everything_in_it(age
 
 
 def test_what_a_killed_dialogd_left_is_removed_by_the_next(shelf: Path) -> None:
-    (forsaken := shelf / "dialog-generations-old").mkdir()
-    os.utime(forsaken, (LONG_AGO, LONG_AGO))
+    (shelf / "dialog-generations-old").mkdir()
     with private_directory(shelf) as directory:
         assert list(shelf.iterdir()) == [directory]
 
 
 def test_the_directory_of_a_dialogd_that_lives_stays(shelf: Path) -> None:
-    with private_directory(shelf) as other:
-        os.utime(other, (LONG_AGO, LONG_AGO))
-        with private_directory(shelf) as directory:
-            assert set(shelf.iterdir()) == {other, directory}
+    with private_directory(shelf) as other, private_directory(shelf) as directory:
+        assert set(shelf.iterdir()) == {other, directory}
+
+
+@pytest.mark.parametrize("moment", ["before it is locked", "while it is looked at"])
+def test_a_directory_that_another_dialogd_takes_for_a_forsaken_one_is_made_again(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    made: list[Path] = []
+
+    def make(prefix: str, dir: Path) -> str:
+        made.append(dir / f"{prefix}{len(made)}")
+        made[-1].mkdir()
+        if len(made) == 1 and moment == "before it is locked":
+            made[0].rmdir()
+        elif len(made) == 1:
+            held.append(os.open(made[0], os.O_RDONLY))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+        return str(made[-1])
+
+    held: list[int] = []
+    monkeypatch.setattr("tempfile.mkdtemp", make)
+    with private_directory(shelf) as directory:
+        assert directory == made[1]
+    for descriptor in held:
+        os.close(descriptor)
 
 
 def test_a_directory_that_cannot_be_made_is_told_with_a_remedy(shelf: Path) -> None:
