@@ -4,8 +4,8 @@ import base64
 import json
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import trio
 
 from tests.e2e.daemon import PATIENCE_S, PUBLIC_URL, Dialogd, write_agent, write_config
 from tests.e2e.test_recovery import COUNTER
-from tests.e2e.twilio_client import PhoneCall, Place
+from tests.e2e.twilio_client import PhoneCall, Place, Twilio, verbs
+
+TAKEN_UP = "a call is taken up that another dialogd left"
 
 
 class Site:
@@ -64,3 +66,27 @@ async def kept(site: Site, calls: Mapping[PhoneCall, bytes]) -> None:
     with trio.fail_after(PATIENCE_S):
         while kept_calls(site.store) != wanted:  # noqa: ASYNC110 - another process
             await trio.sleep(0.02)
+
+
+@asynccontextmanager
+async def counting(here: Site, twilio: Twilio, key: str = "3") -> AsyncIterator[PhoneCall]:
+    """Have a call under way whose agent has counted, and the store know of it."""
+    call = PhoneCall(twilio)
+    await call.ring()
+    async with call.stream():
+        await call.press(key)
+        with trio.fail_after(PATIENCE_S):
+            while kept_calls(here.store).get(call.sid) != key.encode():  # noqa: ASYNC110 - another process
+                await trio.sleep(0.02)
+        yield call
+
+
+async def goes_on(dialogd: Dialogd, call: PhoneCall, expected: str = "3") -> None:
+    """Ask what comes after, and check that the conversation goes on where it was, and ends as it should."""
+    assert verbs(await call.after()) == ["Connect"]
+    async with call.stream():
+        assert (await dialogd.step(call.sid, kind="restored"))["text"] == expected
+        await call.press("#")
+        assert (await dialogd.step(call.sid, kind="count"))["text"] == (expected or "0")
+        await call.stop()
+        await dialogd.ended(call.sid)

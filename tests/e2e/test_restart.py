@@ -3,17 +3,15 @@
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.e2e.daemon import PATIENCE_S, Dialogd
-from tests.e2e.site import Site, kept, kept_calls, site
+from tests.e2e.site import TAKEN_UP, Site, counting, goes_on, kept, kept_calls, site
 from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
 
-TAKEN_UP = "a call is taken up that another dialogd left"
 CALLS = 20
 
 
@@ -27,30 +25,6 @@ def here(tmp_path: Path) -> Iterator[Site]:
 async def twilio(here: Site) -> AsyncIterator[Twilio]:
     async with Twilio(here.place) as twilio:
         yield twilio
-
-
-@asynccontextmanager
-async def counting(here: Site, twilio: Twilio, key: str = "3") -> AsyncIterator[PhoneCall]:
-    """Have a call under way whose agent has counted, and the store know of it."""
-    call = PhoneCall(twilio)
-    await call.ring()
-    async with call.stream():
-        await call.press(key)
-        with trio.fail_after(PATIENCE_S):
-            while kept_calls(here.store).get(call.sid) != key.encode():  # noqa: ASYNC110 - another process
-                await trio.sleep(0.02)
-        yield call
-
-
-async def goes_on(dialogd: Dialogd, call: PhoneCall, expected: str = "3") -> None:
-    """Ask what comes after, and check that the conversation goes on where it was, and ends as it should."""
-    assert verbs(await call.after()) == ["Connect"]
-    async with call.stream():
-        assert (await dialogd.step(call.sid, kind="restored"))["text"] == expected
-        await call.press("#")
-        assert (await dialogd.step(call.sid, kind="count"))["text"] == (expected or "0")
-        await call.stop()
-        await dialogd.ended(call.sid)
 
 
 async def test_twenty_conversations_go_on_when_dialogd_is_killed_and_started_again(here: Site, twilio: Twilio) -> None:
