@@ -56,10 +56,10 @@ def _look_into(
 def _look_at(
     entry: os.DirEntry[str], name: str, leave_out: Collection[Path], found: Look, within: frozenset[tuple[int, int]]
 ) -> None:
-    if entry.is_dir():
-        _look_into(Path(entry.path), f"{name}/", leave_out, found, within)
-    elif entry.is_file():
-        with suppress(OSError):  # gone meanwhile
+    with suppress(OSError):  # gone meanwhile, or a link to what may not be looked at: that is no reason to miss the others
+        if entry.is_dir():
+            _look_into(Path(entry.path), f"{name}/", leave_out, found, within)
+        elif entry.is_file():
             status = entry.stat()
             found[name] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_mode)
 

@@ -104,7 +104,8 @@ class Supervisor(Controlled):
 
     def _summary(self) -> str:
         doing = "taking calls" if self._admission.open else "not taking calls"
-        return f"{doing}; {len(self._calls)} under way; generation {self._generations.current.name}"
+        canary = f", canary {self._generations.canary}" if self._generations.canary else ""
+        return f"{doing}; {len(self._calls)} under way; generation {self._generations.current.name}{canary}"
 
     async def _handle(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
         with metrics.webhook(request.path) as answered:

@@ -90,6 +90,12 @@ def test_links_are_followed_and_lead_nowhere_twice(agent: Path, tmp_path: Path) 
     assert look(agent, ()).keys() == {"agent.py", "menu/soup.py", "shared.py"}
 
 
+def test_a_link_that_leads_back_to_itself_hides_no_other_file(agent: Path) -> None:
+    (agent / "a.py").symlink_to(agent / "b.py")
+    (agent / "b.py").symlink_to(agent / "a.py")
+    assert look(agent, ()).keys() == {"agent.py", "menu/soup.py"}
+
+
 def test_a_directory_that_is_gone_has_no_files(tmp_path: Path) -> None:
     assert look(tmp_path / "missing", ()) == {}
 

@@ -196,6 +196,21 @@ def test_an_entry_that_is_not_module_and_function(write: Write, entry: str) -> N
     assert said.endswith(', for example: entry = "agent:create"')
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("canary = 101", "agent.canary = 101: expected `int` <= 100"),
+        ("canary = -1", "agent.canary = -1: expected `int` >= 0"),
+        ('canary = "10%"', "agent.canary = '10%': expected `int`, got `str`"),
+        ("canary_calls = 0", "agent.canary_calls = 0: expected `int` >= 1"),
+        ("canary_margin = 101", "agent.canary_margin = 101: expected `float` <= 100.0"),
+        ("canary_margin = nan", "agent.canary_margin = nan: expected `float` >= 0.0"),
+    ],
+)
+def test_a_canarys_rule_that_cannot_be(write: Write, line: str, said: str) -> None:
+    assert refusal(write(agent=f'path = "agent"\n{line}')) == said
+
+
 def test_an_account_sid_of_another_form(write: Write) -> None:
     said = refusal(write(twilio='account_sid = "AC12"\nauth_token = "x"'))
     assert said.startswith("twilio.account_sid = 'AC12': ")
