@@ -265,7 +265,7 @@ def _swap(path: str, *, json: bool) -> None:
         return
     new, old, seconds = found["generation"], found["previous"], f"{found['seconds']:.1f} s"
     if found["ended"]:
-        print(f"the canary {found['ended']} is rolled back: its calls finish on its code, and no more begin on it")
+        print(f"the canary {found['ended']} has ended: its calls finish on its code, and no more begin on it")
     if found["canary"] is None:
         print(f"generation {new} serves the next calls, after {old}; {seconds}")
     else:

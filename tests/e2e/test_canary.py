@@ -255,7 +255,7 @@ async def test_rollback_ends_the_canary_alone_and_says_so(line: Line) -> None:
     found = await line.reload()
     done = await line.dialogd.ctl("rollback")
     assert done.stdout.splitlines()[0] == (
-        f"the canary {found['generation']} is rolled back: its calls finish on its code, and no more begin on it"
+        f"the canary {found['generation']} has ended: its calls finish on its code, and no more begin on it"
     )
     await line.versions("old", "old")
     assert await line.states() == before
