@@ -100,7 +100,7 @@ def _show_status(*, json: bool) -> None:
     )
     print(_readiness(found))
     states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
-    print(f"{found['calls']} calls{f' ({states})' if states else ''}, {found['workers']} workers")
+    print(f"{found['calls']} calls{f' ({states})' if states else ''}, {found['workers']} workers{_memory(found)}")
     print(_machine(found["machine"]))
     refused = ", ".join(f"{count} {reason}" for reason, count in found["refused"].items() if count)
     if refused:
@@ -110,6 +110,11 @@ def _show_status(*, json: bool) -> None:
             print(f"generation {one['generation']} is {one['state']}, {one['calls']} calls")
         if one["trial"]:
             print("\n".join(_trial(one["trial"])))
+
+
+def _memory(found: dict[str, Any]) -> str:
+    """Return how much memory one or all workers have, and which count that is."""
+    return "" if found["memory"] is None else f", {found['memory'] // 1_000_000} MB {found['memory_kind']}"
 
 
 def _machine(found: dict[str, Any]) -> str:
@@ -144,7 +149,9 @@ def _show_calls(*, json: bool) -> None:
         return
     for one in found:
         numbers = f"{one['caller']} -> {one['callee']}"
-        print(f"{one['id']}  {one['state']:<10} {one['seconds']:>7.1f} s  {numbers}  worker {one['worker_pid']}")
+        print(
+            f"{one['id']}  {one['state']:<10} {one['seconds']:>7.1f} s  {numbers}  worker {one['worker_pid']}{_memory(one)}"
+        )
     if not found:
         print("no calls")
 

@@ -13,6 +13,7 @@ from dialog_supervisor.snapshot import Snapshot
 
 _SCRATCH = "scratch"  # beside the snapshots: the workers' directories for temporary files
 _HIDDEN_DIRECTORIES = ("CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")  # environment variables, systemd.exec(5)
+_STORE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of SQLite's files, sqlite.org/tempfiles.html
 
 
 def check_sandbox(config: Config) -> None:
@@ -31,7 +32,8 @@ def confinement(config: Config, snapshot: Snapshot) -> Confinement | None:
     scratch = _scratch(snapshot)
     scratch.mkdir(mode=0o700, exist_ok=True)
     directories = [Path(config.environ[name]) for name in _HIDDEN_DIRECTORIES if name in config.environ]
-    hidden = [config.file, config.file.parent / ".env", config.recordings.directory, *directories]
+    store = [config.store.path.with_name(config.store.path.name + suffix) for suffix in _STORE_SUFFIXES]
+    hidden = [config.file, config.file.parent / ".env", config.recordings.directory, *store, *directories]
     if config.gateway.key:
         hidden.append(config.file.parent / config.gateway.key)
     return Confinement(

@@ -5,6 +5,7 @@ It needs no more than the template does: the standard library and msgspec.
 
 import ctypes
 import math
+import os
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,11 @@ def too_large_for(limits: WorkersConfig) -> str:
 def become_subreaper() -> None:
     """Have the kernel give this process, from now on, what descends from it and loses its parent (prctl(2))."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def enter_group(procs: int) -> None:
+    """Move this process into the control group whose `cgroup.procs` is open for writing. Raises OSError."""
+    os.write(procs, b"0")  # the process that writes
 
 
 def apply(limits: WorkersConfig) -> None:

@@ -33,6 +33,11 @@ def runnable(loadavg: str) -> int:
     return max(0, int(loadavg.split()[3].partition("/")[0]) - 1)
 
 
+def total(loadavg: str) -> int:
+    """Return how many tasks there are."""
+    return int(loadavg.split()[3].partition("/")[2])
+
+
 def left_in(group: Path) -> int | None:
     """Return how many bytes a control group (v2) may still take, or None when it has no limit. Raises OSError.
 
@@ -54,6 +59,7 @@ class Machine:
 
     def __init__(self, config: CallsConfig, groups: Sequence[Path] = (), proc: Path = _PROC) -> None:
         self.free_memory: int | None = None  # bytes; None where the machine does not tell
+        self.tasks: int | None = None  # processes and threads there are
         self.load: float | None = None  # tasks for each CPU that run or wait for it
         self._config = config
         self._groups = tuple(group for group in groups if (group / "memory.max").exists())
@@ -83,10 +89,15 @@ class Machine:
         """Look. What cannot be read is told once, and does not keep calls away."""
         now = trio.current_time()
         self.free_memory = self._read("free memory", self._free)
-        current = self._read("load", lambda: runnable((self._proc / "loadavg").read_text()) / self._cpus)
+        current = self._read("load", self._runnable_for_each_cpu)
         if current is not None and self.load is not None:
             current += (self.load - current) * math.exp((self._sampled_at - now) / LOAD_WINDOW_S)
         self.load, self._sampled_at = current, now
+
+    def _runnable_for_each_cpu(self) -> float:
+        loadavg = (self._proc / "loadavg").read_text()
+        self.tasks = total(loadavg)
+        return runnable(loadavg) / self._cpus
 
     def _free(self) -> int:
         limits = [left for group in self._groups if (left := left_in(group)) is not None]

@@ -16,7 +16,7 @@ from dialog_supervisor.carriers.twilio import addresses
 from protocol.messages import Turn
 
 Party = Literal["caller", "agent", "operator", "dialogd"]
-Cause = Literal["exit", "signal", "memory", "cpu", "hang", "protocol", "unread"]
+Cause = Literal["exit", "signal", "memory", "cpu", "processes", "hang", "protocol", "unread"]
 SwapResult = Literal["done", "failed"]
 TrialVerdict = Literal["promoted", "rolled_back"]
 

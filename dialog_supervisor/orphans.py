@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from dialog_supervisor.cgroups import GROUPS
 from dialog_supervisor.limits import become_subreaper
 
 _POLL_S = 0.01  # for killed processes to be gone, and for theirs to become ours
@@ -56,6 +57,7 @@ async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) 
     global _suspected  # noqa: PLW0603 - an event is set once
     _expected.update(children(os.getpid()))
     become_subreaper()
+    _suspected.set()  # a predecessor may have left control groups
     task_status.started()
     try:
         while True:
@@ -73,7 +75,7 @@ async def _end_orphans() -> None:
     ended: dict[int, str] = {}
     async with _changing:
         with trio.move_on_after(_PATIENCE_S):
-            while found := children(os.getpid()) - _expected:
+            while (found := children(os.getpid()) - _expected) or not GROUPS.tidy():
                 for orphan in found:
                     ended |= _end(orphan)
                 await trio.sleep(_POLL_S)

@@ -119,6 +119,12 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     memory: Count = 512_000_000
     """Bytes of its own, used or only set aside: RLIMIT_DATA, which counts what the agent's imports took, and libraries not;
     a thread sets aside 8 MB. A worker that is refused more fails, and is followed by another."""
+    processes: Count = 256
+    """Processes and threads at a time in one call, its own included: where dialogd may make control groups, no more can be
+    started; elsewhere a worker with more is killed when that is seen, within seconds."""
+    cpu_seconds_per_minute: Seconds = 45.0
+    """CPU time that one call may take in any minute, with all that it starts; four threads that compute take 240. More of it
+    is a warning with the worker's stack, and if it goes on, the worker is followed by another."""
     open_files: Count = 1_024
     """Files, sockets and pipes open at a time (RLIMIT_NOFILE)."""
     core_dumps: bool = False

@@ -21,6 +21,7 @@ from dialog_supervisor.call import Call, State
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import MakeLeg, TwilioGateway
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
+from dialog_supervisor.cgroups import GROUPS, ancestry
 from dialog_supervisor.config import Config
 from dialog_supervisor.confinement import check_sandbox
 from dialog_supervisor.control.app import Controlled, Refused, serve_control
@@ -36,6 +37,8 @@ from dialog_supervisor.machine import Machine
 from dialog_supervisor.records import Record
 from dialog_supervisor.snapshot import GenerationFailed
 from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
+from dialog_supervisor.usage import Meter
+from dialog_supervisor.worker import Worker
 from protocol.messages import Metadata
 
 log = structlog.get_logger("dialogd")
@@ -54,7 +57,7 @@ class Supervisor(Controlled):
         self._watch = Watch(config.agent_path, no_code(config)) if watch else None
         self._nursery: trio.Nursery | None = None
         self._admission = Admission(config.calls.max_calls)
-        self._machine = Machine(config.calls)
+        self._machine = Machine(config.calls, ancestry())
         self._keeper = Keeper(open_store(config.store), self._calls, config.calls.max_duration)
         self._call_ended = trio.Event()
         self._started_at = trio.current_time()
@@ -72,11 +75,13 @@ class Supervisor(Controlled):
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
             nursery.start_soon(self._events.run)
             with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
+                await GROUPS.enter(self._config.workers)
                 await nursery.start(orphans.run)
                 await nursery.start(self._machine.run)
                 await nursery.start(self._keeper.run)
                 if self._watch is not None:
                     await self._watch.begin()
+                nursery.start_soon(Meter(self._config.workers, self._workers, lambda: self._machine.tasks).run)
                 await nursery.start(self._generations.run)
                 gateway = TwilioGateway(self._config, self, TwilioRest(self._config.twilio, http))
                 self._listener = Listener(self._config.gateway, partial(self._handle, gateway), context)
@@ -264,6 +269,9 @@ class Supervisor(Controlled):
         """Return the call whose media socket this token opens, once."""
         return next((call for call in self._calls.values() if call.claim(token)), None)
 
+    def _workers(self) -> list[Worker]:
+        return [call.worker for call in self._calls.values()]
+
     # For the control API
 
     def calls(self) -> Sequence[Call]:
@@ -283,6 +291,7 @@ class Supervisor(Controlled):
             "workers": self._generations.workers,
             "machine": self._machine.describe(),
             "store": self._keeper.describe(),
+            "cgroup": GROUPS.describe(),
             "connections": self._listener.connections if self._listener else 0,
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "generation": self._generations.current.name,

@@ -33,8 +33,9 @@ _WORKER = "dialog_worker.main"  # by name: the supervisor's rooms do not import 
 MAX_PACKET_BYTES = 64 << 10
 _TRACEBACK_CHARACTERS = 16_000
 _STDOUT_FD, _STDERR_FD = 1, 2
-FORK_FDS = 4  # of a `Fork`: the link, standard output, standard error, and the file for a stack
+FORK_FDS = 5  # of a `Fork`: link, standard output and error, the file for a stack, and, where there is one, a control group
 STACK_SIGNAL = signal.SIGRTMIN  # a worker prints its main thread's stack at it; no library that we know uses this one
+STACKS_SIGNAL = signal.SIGRTMIN + 1  # all threads' stacks
 
 Create: TypeAlias = Callable[[Any], Any]
 Run: TypeAlias = Callable[[socket.socket, Create, str, str], int]  # link, entry, generation, call id -> exit code
@@ -191,7 +192,10 @@ class Template:
         code = 1
         try:
             os.setsid()
-            self._print_to(*files)
+            out, err, stack, *group = files
+            self._print_to(out, err, stack)
+            for fd in group:
+                _enter(fd)
             self._selector.close()
             self._control.close()
             for pidfd in self._children:
@@ -222,6 +226,15 @@ class Template:
         self._control.send(_encode(Exited(pid, os.waitstatus_to_exitcode(status))))
 
 
+def _enter(group: int) -> None:
+    """Enter the worker's control group, before anything is started that it should bound."""
+    try:
+        limits.enter_group(group)
+    except OSError as error:
+        print(f"the worker's control group cannot be entered: {error.strerror}", file=sys.stderr)
+    os.close(group)
+
+
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # Python's own way to say that it was closed
@@ -230,13 +243,14 @@ def _flush() -> None:
 
 
 def _show_stacks_on_request() -> int:
-    """Print the main thread's stack at `STACK_SIGNAL`; return the descriptor that it goes to, where workers put a file.
+    """Print stacks at `STACK_SIGNAL` and `STACKS_SIGNAL`; return the descriptor that it goes to, where workers put a file.
 
     faulthandler prints in the signal's handler, in C: also while the thread computes, waits or holds the interpreter's
     lock, in a regular expression say. Only a process that the kernel does not run, stopped or waiting for a disk, does not.
     """
     fd = os.open(os.devnull, os.O_WRONLY)
     faulthandler.register(STACK_SIGNAL, file=fd, all_threads=False)
+    faulthandler.register(STACKS_SIGNAL, file=fd, all_threads=True)
     return fd
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import structlog
 import trio
 
 from dialog_supervisor import orphans
+from dialog_supervisor.cgroups import GROUPS
 from dialog_supervisor.metrics import Cause
 from dialog_supervisor.output import Output
 from dialog_supervisor.template import STACK_SIGNAL
@@ -49,6 +51,7 @@ class Worker:
         self.link: Link[Command] = Link(mine, Command)
         self.link.introduce(generation, call_id)
         self.call_id = call_id
+        self.group = GROUPS.make()
         self.pid = 0
         self.exited = trio.Event()
         self.exit_code: int | None = None
@@ -60,12 +63,15 @@ class Worker:
     @property
     def theirs(self) -> tuple[int, ...]:
         """The process's descriptors, in the order of a `Fork`'s: to be handed to it, and then closed here."""
-        return (self._theirs.fileno(), *self._output.theirs)
+        entrance = self.group.theirs if self.group else ()
+        return (self._theirs.fileno(), *self._output.theirs, *entrance)
 
     def forked(self, pid: int, pidfd: int) -> None:
         """The process exists."""
         self.pid, self._pidfd = pid, pidfd
         orphans.expect(pid)
+        if self.group:
+            self.group.handed_over()
         self._theirs.close()
         self._output.handed_over()
 
@@ -104,7 +110,8 @@ class Worker:
                 await self._reported.wait()
             if self.exit_code is None:
                 self._reap()
-            self._end_group()
+            self._tell_of_limits()
+            self._end_family()
             self._output.finish()
             self.exited.set()
             nursery.cancel_scope.cancel()
@@ -115,17 +122,29 @@ class Worker:
             if found := os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG):
                 self.exit_code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
-    def _end_group(self) -> None:
+    def _tell_of_limits(self) -> None:
+        """Say what of its end, or of its troubles before, was a limit's doing: the process itself was not told."""
+        if self.group and self.group.ran_out_of_memory():
+            self._killed_for = self._killed_for or "memory"
+            log.error("worker ran out of memory (cgroup)", pid=self.pid, remedy="raise workers.memory if it needs more")
+        if self.group and self.group.refused_processes():
+            log.warning(
+                "worker was refused processes (cgroup)", pid=self.pid, remedy="raise workers.processes if it needs more"
+            )
+
+    def _end_family(self) -> None:
         """Kill what the worker started, at once; of what lies in other sessions, and of the dead, orphans.py takes care."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        if self.group:
+            GROUPS.end(self.group)
         orphans.forget(self.pid, self.call_id)
 
     async def _watch_heartbeat(self) -> None:
         while True:
             await self._silent(SILENCE_WARNED_OF_S)
             heard_at = self._heard_at
-            stack = await self._output.stack(lambda: self._signal(STACK_SIGNAL)) or self._why_no_stack()
+            stack = await self.stack()
             log.warning("worker's event loop does not turn", pid=self.pid, silent_s=SILENCE_WARNED_OF_S, stack=stack)
             await self._silent(HEARTBEAT_LIMIT_S, heard_at)
             if self._heard_at == heard_at:
@@ -137,6 +156,18 @@ class Worker:
         """Return when nothing was heard for so long; with `since`, also when something was heard after that time."""
         while since in (None, self._heard_at) and self._heard_at + limit_s > trio.current_time():  # noqa: ASYNC110
             await trio.sleep_until(min(self._heard_at + limit_s, trio.current_time() + SILENCE_WARNED_OF_S))  # not for ever
+
+    async def stack(self, asking: int = STACK_SIGNAL) -> str:
+        """Return where the process's main thread is, or all threads are, or why it cannot be told."""
+        return await self._output.stack(lambda: self._signal(asking)) or self._why_no_stack()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process exists, and has not ended."""
+        if self._pidfd == -1:
+            return False
+        ready, _, _ = select.select([self._pidfd], [], [], 0)
+        return not ready
 
     def _why_no_stack(self) -> str:
         with suppress(OSError):
@@ -175,7 +206,7 @@ class Worker:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)  # and what it started
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
@@ -185,6 +216,8 @@ class Worker:
         self.link.close()
         self._theirs.close()
         self._output.close()
+        if self.group and not self.exited.is_set():
+            GROUPS.end(self.group)
         if self._pidfd != -1:
             orphans.forget(self.pid, self.call_id)
             os.close(self._pidfd)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from dialog_supervisor import memory
 from dialog_supervisor.call import Call
 from dialog_supervisor.config import ConfigError
 from dialog_supervisor.figures import CONTENT_TYPE
@@ -77,17 +78,18 @@ def control_app(controlled: Controlled) -> Starlette:
         return call or JSONResponse({"error": f"there is no call {call_id}; see dialogctl calls"}, 404)
 
     async def status(_: Request) -> Response:
-        return JSONResponse(controlled.status())
+        found = await memory.measure_all([call.worker for call in controlled.calls()])
+        return JSONResponse(controlled.status() | memory.describe(found))
 
     async def metrics(_: Request) -> Response:
         return Response(controlled.render_figures(), media_type=CONTENT_TYPE)
 
     async def calls(_: Request) -> Response:
-        return JSONResponse([describe(call) for call in controlled.calls()])
+        return JSONResponse(await _described(controlled.calls()))
 
     async def one_call(request: Request) -> Response:
         call = found(request)
-        return call if isinstance(call, Response) else JSONResponse(describe(call))
+        return call if isinstance(call, Response) else JSONResponse((await _described([call]))[0])
 
     async def events(request: Request) -> Response:
         call = found(request)
@@ -154,6 +156,12 @@ def describe(call: Call) -> dict[str, Any]:
         "worker_pid": call.worker.pid or None,
         "counts": dict(call.leg.counts),
     }
+
+
+async def _described(calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """Return what an operator may know of calls, with the memory of their workers."""
+    found = await memory.measure_all([call.worker for call in calls])
+    return [describe(call) | memory.describe([one]) for call, one in zip(calls, found, strict=True)]
 
 
 async def _steps(call: Call, *, follow: bool) -> AsyncIterator[bytes]:
