@@ -14,7 +14,7 @@ import trio
 from cyclopts import App, CycloptsError, Parameter
 
 from dialog_supervisor import logs as logging
-from dialog_supervisor import watching
+from dialog_supervisor import rehearsal, watching
 from dialog_supervisor.asking import CONFIG_VARIABLE, Failed, ask, print_json
 from dialog_supervisor.config import ConfigError, load
 from dialog_supervisor.snapshot import GenerationFailed
@@ -183,6 +183,23 @@ def logs(call_id: str, *, json: AsJson = False, follow: Follow = False) -> None:
     With --json, event logs are printed as they are.
     """
     watching.show_log(call_id, follow=follow, json=json)
+
+
+@control.command
+def replay(log: str, *, tools: bool = False, json: AsJson = False) -> int:
+    """Play a call's event log against the agent's code as it is now, and show where it answers differently.
+
+    The caller's words, keys and pauses are those of the log, and what the carrier answered; the agent's model is asked anew.
+    Exit code 0: the same answers; 1: others.
+
+    Parameters
+    ----------
+    log
+        A call's id, or the file of its event log, which must have what was said in it (events.transcripts).
+    tools
+        Run the agent's tools. Without this, each returns what it returned in the call, and does nothing.
+    """
+    return rehearsal.replay(log, tools=tools, json=json)
 
 
 @control.command
