@@ -95,6 +95,8 @@ class ReplayedCall(ScriptedCall):
             await trio.sleep(cue.gap_s)
             spoken = self._spoken
             await self._tell(cue)
+            with trio.move_on_after(PATIENCE_S):
+                await wait_all_tasks_blocked()  # the agent has taken notice of it, and is calm no more if it has to answer
 
     async def _moment(self, after: Moment, spoken: int) -> None:
         if after == "calm":
