@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from dialog_supervisor import logs, metrics
-from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
+from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsettled
 from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.flow import Flow
 from dialog_supervisor.generation import Generation, NoWorker
@@ -115,13 +115,14 @@ class Call:
         self._dropped = 0  # of them, by the present one
         self._enter(State.RINGING, config.connect_timeout)
 
-    def take_up(self, state: CallState, age_s: float) -> bool:
-        """Before `run`: go on where another dialogd left this call. Return False when that has happened too often to it."""
+    def take_up(self, state: CallState, unsettled: Unsettled, age_s: float) -> None:
+        """Before `run`: go on where a dialogd that died has left this call."""
         self._taken_up = True
         self.started_at -= age_s
         self.leg.introduced = state.started is not None
+        self.leg.take_up(unsettled)
         self._recovery.take_up(state, trio.current_time())
-        return self._recovery.may_resume(trio.current_time())
+        self._recovery.may_resume(trio.current_time())  # which counts the death
 
     def recovery_state(self, *, audio: bool) -> CallState:
         """Return what another dialogd has to know to take this call up. `audio`: also what the caller said lately."""

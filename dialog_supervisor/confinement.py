@@ -10,10 +10,10 @@ from dialog_supervisor import sandbox
 from dialog_supervisor.config import Config, ConfigError
 from dialog_supervisor.sandbox import Confinement, scratch_prefix
 from dialog_supervisor.snapshot import Snapshot
+from dialog_supervisor.sqlite import files_of
 
 _SCRATCH = "scratch"  # beside the snapshots: the workers' directories for temporary files
 _HIDDEN_DIRECTORIES = ("CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")  # environment variables, systemd.exec(5)
-_STORE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of SQLite's files, sqlite.org/tempfiles.html
 
 
 def check_sandbox(config: Config) -> None:
@@ -32,7 +32,7 @@ def confinement(config: Config, snapshot: Snapshot) -> Confinement | None:
     scratch = _scratch(snapshot)
     scratch.mkdir(mode=0o700, exist_ok=True)
     directories = [Path(config.environ[name]) for name in _HIDDEN_DIRECTORIES if name in config.environ]
-    store = [config.store.path.with_name(config.store.path.name + suffix) for suffix in _STORE_SUFFIXES]
+    store = files_of(config.store.path)
     hidden = [config.file, config.file.parent / ".env", config.recordings.directory, *store, *directories]
     if config.gateway.key:
         hidden.append(config.file.parent / config.gateway.key)

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from dialog_supervisor.call import Call
+from dialog_supervisor.carriers.base import Leg, Unsettled
 from dialog_supervisor.records import Line, Record
 from dialog_supervisor.recovery import CallState
 from dialog_supervisor.sections import StoreConfig
@@ -68,9 +69,10 @@ class Keeper:
         self._changed: set[str] = set()
         self._gone: set[str] = set()
         self._whole = True  # everything is to be written
-        self._frames: dict[str, int] = {}  # to each caller, when what it was hearing was last written
+        self._sent: dict[str, tuple[int, bool]] = {}  # to each caller, when what it was hearing was last written
+        self._unsettled: dict[str, Unsettled] = {}  # of each call, when it was last written
         self._news = trio.Event()
-        self._look_at = 0.0  # for who is hearing something
+        self._look_at = 0.0
         self._faults: set[Fault] = set()  # since it last went well
         self._lost = 0
         self._taking: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
@@ -90,7 +92,8 @@ class Keeper:
     def ended(self, call_id: str) -> None:
         """A call is over, and nobody is to take it up."""
         self._changed.discard(call_id)
-        self._frames.pop(call_id, None)
+        self._sent.pop(call_id, None)
+        self._unsettled.pop(call_id, None)
         if self._store is not None:
             self._gone.add(call_id)
             if len(self._gone) > _GONE_KEPT:
@@ -144,32 +147,30 @@ class Keeper:
 
     def _collect(self) -> Changes:
         """Return what is to be written now, and begin anew to note what is next."""
-        now, whole = (
-            time.monotonic(),
-            self._whole,
-        )  # a clock that goes on when this process replaces itself by another program
+        now, whole = time.monotonic(), self._whole  # a clock that goes on when this process becomes another program
+        hearing = self._look()
         changed = set(self._calls) if whole else self._changed & self._calls.keys()
         gone = frozenset() if whole else frozenset(self._gone)
         self._changed, self._gone, self._whole, self._news = set(), set(), False, trio.Event()
         records = {name: record for name in changed if (record := _record(self._calls[name], now)) is not None}
-        lines = {name: self._line(name, now) for name in {*records, *self._hearing()}}
+        lines = {name: self._line(name, now) for name in {*records, *hearing}}
+        for name, record in records.items():
+            self._unsettled[name] = record.unsettled
         return Changes(now, records, lines, gone | (changed - records.keys()), whole)
 
-    def _hearing(self) -> list[str]:
-        """Return the calls whose callers were sent audio since their line was written, twice a second."""
+    def _look(self) -> list[str]:
+        """Twice a second, see what calls do not note. Return those whose callers hear something else than was written."""
         if trio.current_time() < self._look_at:
             return []
         self._look_at = trio.current_time() + ALIVE_INTERVAL_S
-        return [
-            name
-            for name, call in self._calls.items()
-            if not call.over and call.leg.counts["frames_out"] != self._frames.get(name, 0)
-        ]
+        live = {name: call.leg for name, call in self._calls.items() if not call.over}
+        self._changed |= {name for name, leg in live.items() if leg.unsettled() != self._unsettled.get(name)}
+        return [name for name, leg in live.items() if _sent(leg) != self._sent.get(name)]
 
     def _line(self, name: str, now: float) -> Line:
         leg = self._calls[name].leg
-        self._frames[name] = leg.counts["frames_out"]
-        return Line(now, leg.still_to_hear())
+        self._sent[name] = _sent(leg)
+        return Line(now, leg.still_to_hear(), leg.open)
 
     def _tell(self, error: StoreFailed) -> None:
         self._whole = True
@@ -247,5 +248,11 @@ def _record(call: Call, now: float) -> Record | None:
         state=CallState(metadata=call.metadata) if call.over else call.recovery_state(audio=False),
         generation=call.generation,
         age_s=trio.current_time() - call.started_at,
+        unsettled=call.leg.unsettled(),
         fallback=call.over,
     )
+
+
+def _sent(leg: Leg) -> tuple[int, bool]:
+    """Return what differs when a caller is hearing something else than time alone would have it."""
+    return leg.counts["frames_out"], leg.open

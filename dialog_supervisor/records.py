@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dialog_supervisor.carriers.base import Unsettled
 from dialog_supervisor.carriers.playout import OnTheWay
 from dialog_supervisor.recovery import CallState
 from protocol.messages import MessageDispatched
@@ -24,14 +25,16 @@ class Record(Struct, frozen=True, kw_only=True):
     state: CallState
     generation: str
     age_s: float
+    unsettled: Unsettled = Unsettled()
     fallback: bool = False
 
 
 class Line(Struct, frozen=True):
-    """What a caller was still to hear at `at`, in the order in which the carrier plays it."""
+    """What a caller was still to hear at `at`, in the order in which the carrier plays it, unless there was no stream."""
 
     at: float
     on_the_way: tuple[OnTheWay, ...] = ()
+    open: bool = True
 
 
 def outlived(record: Record, line: Line, alive_at: float) -> Record:
@@ -40,7 +43,7 @@ def outlived(record: Record, line: Line, alive_at: float) -> Record:
     What the caller was hearing broke off then, and is told as it is when a line is lost.
     """
     passed_s = max(0.0, alive_at - record.at)
-    heard_ms = round(1000 * max(0.0, alive_at - line.at))
+    heard_ms = round(1000 * max(0.0, alive_at - line.at)) if line.open else 0
     known = {report.uuid for report in record.state.reports}
     broken_off = tuple(report for report in _broken_off(line.on_the_way, heard_ms) if report.uuid not in known)
     state = replace(

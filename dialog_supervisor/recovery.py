@@ -38,6 +38,13 @@ class CallState(Struct, frozen=True, kw_only=True):
     audio_ends_ms: int = 0
 
 
+def may_take_up(state: CallState, restarts: int, window_s: float) -> bool:
+    """Whether a call whose supervisor has died now is to go on under another."""
+    recovery = Recovery(state.metadata, restarts, window_s)
+    recovery.take_up(state, 0.0)
+    return recovery.may_resume(0.0)
+
+
 class Recovery:
     """One call's memory on behalf of its workers. No I/O.
 

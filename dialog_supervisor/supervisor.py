@@ -35,6 +35,7 @@ from dialog_supervisor.keeper import Keeper, Missing, open_store
 from dialog_supervisor.listening import listen, tls
 from dialog_supervisor.machine import Machine
 from dialog_supervisor.records import Record
+from dialog_supervisor.recovery import may_take_up
 from dialog_supervisor.snapshot import GenerationFailed
 from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
 from dialog_supervisor.usage import Meter
@@ -202,12 +203,21 @@ class Supervisor(Controlled):
             if isinstance(record, Missing):
                 return record
             metadata = record.state.metadata
-            begun = None if record.fallback else self._begin(metadata, line(metadata), record)
+            may = not record.fallback and self._may_take_up(record)
+            begun = self._begin(metadata, line(metadata), record) if may else None
             if begun is None:
                 self._keeper.ended(call_id)
                 return Missing.REFUSED
             log.warning("a call is taken up that another dialogd left", call=call_id, generation_before=record.generation)
             return begun
+
+    def _may_take_up(self, record: Record) -> bool:
+        calls = self._config.calls
+        if may_take_up(record.state, calls.restarts, calls.restart_window):
+            return True
+        call_id = record.state.metadata.call_id
+        log.error("dialogd has died too often during this call, which gets the fallback", call=call_id)
+        return False
 
     async def forget(self, call_id: str) -> None:
         """A call that is not under way here is over, as the carrier says."""
@@ -233,10 +243,8 @@ class Supervisor(Controlled):
             log.error("a call cannot be taken", call=metadata.call_id, reason=error.strerror, remedy="raise LimitNOFILE")
             self._admission.refuse(metadata.call_id, "system")
             return None
-        if record is not None and not call.take_up(record.state, record.age_s):
-            log.error("dialogd has died too often during this call, which gets the fallback", call=call.id)
-            call.worker.close()
-            return None
+        if record is not None:
+            call.take_up(record.state, record.unsettled, record.age_s)
         self._calls[call.id] = call
         metrics.CALLS_BEGUN.inc()
         generation.hold(call.id)

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Literal
 
 import trio
+from msgspec import Struct
 
 from dialog_supervisor.carriers.playout import BYTES_PER_MS, OnTheWay, Playout
 from dialog_supervisor.websocket import MediaSocket
@@ -29,6 +30,19 @@ class CarrierError(Exception):
 
 class Unsupported(Exception):
     """This carrier's leg cannot do what was asked."""
+
+
+class Unsettled(Struct, frozen=True):
+    """What a call has under way at its carrier besides its stream, by the carrier's ids; `owed` is what is still to be told.
+
+    `wanted` are recordings to be copied here.
+    """
+
+    recording: str = ""
+    last_recording: str = ""
+    wanted: tuple[str, ...] = ()
+    transcription: str = ""
+    owed: tuple[str, ...] = ()
 
 
 class StreamEnd(Enum):
@@ -250,6 +264,14 @@ class Leg(ABC):
         """It was told, or never will be."""
         self._owed.discard(name)
         self._notify()
+
+    def unsettled(self) -> Unsettled:
+        """Return what another dialogd has to know of it."""
+        return Unsettled(owed=self.owed)
+
+    def take_up(self, unsettled: Unsettled) -> None:
+        """Go on with what another dialogd had under way."""
+        self._owed.update(unsettled.owed)
 
     @property
     def owed(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from tests.conftest import StartDialogd
 from tests.docs.page import DOCS, blocks
 from tests.docs.services import http, http_server
 from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, DIALOGD, PATIENCE_S, PROBE, RECORDER, Dialogd, write_agent, write_config
+from tests.e2e.site import counting, goes_on, site
 from tests.e2e.twilio_api import Answer, TwilioApi, twilio_api
 from tests.e2e.twilio_client import FORM, PhoneCall, Twilio, sign
 
@@ -222,6 +223,32 @@ async def test_what_is_quoted_is_seen(
     async with Twilio(dialogd) as twilio:
         await provoke(dialogd, twilio, seen)
     await check_log(heading, seen, dialogd)
+
+
+async def test_calls_are_not_kept_for_another_dialogd(start_dialogd: StartDialogd, tmp_path: Path) -> None:
+    store = tmp_path / "kept" / "calls.sqlite"
+    with_garbage(store)
+    damaged = start_dialogd(store={"path": str(store)})
+    await damaged.logged(event="the store is written again")
+    homeless = start_dialogd(environ={"HOME": "", "XDG_STATE_HOME": ""})
+    seen = Seen()
+    seen.lines = damaged.log + homeless.log
+    check("Calls are not kept for another dialogd", seen)
+
+
+def with_garbage(store: Path) -> None:
+    store.parent.mkdir()
+    store.write_bytes(b"garbage, " * 500)
+
+
+async def test_a_call_was_taken_up_or_was_not(tmp_path: Path) -> None:
+    with site(tmp_path) as here, here.dialogd() as first:
+        async with Twilio(here.place) as twilio:
+            async with counting(here, twilio) as call:
+                await first.killed()
+            with here.dialogd() as second:
+                await goes_on(second, call)
+                await check_log("A call was taken up, or was not", Seen(), second)
 
 
 # With a provider or a carrier's API that fails

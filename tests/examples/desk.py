@@ -5,8 +5,9 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import tomllib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,24 @@ def configured(example: str, directory: Path, server: str) -> Path:
 
 
 @contextmanager
+def successive(example: str, directory: Path, server: str) -> Iterator[Callable[[], AbstractContextManager[Dialogd]]]:
+    """Give what starts a dialogd with an example's local.toml; its listener outlives each, as one from systemd."""
+    config = configured(example, directory, server)
+    host, port = tomllib.loads(config.read_text())["gateway"]["listen"].split(":")
+
+    @contextmanager
+    def start() -> Iterator[Dialogd]:
+        with Dialogd(config, {}, listener=listener) as dialogd:
+            dialogd.wait_for_log(event="ready")
+            yield dialogd
+            if dialogd.alive:
+                dialogd.stop()
+
+    with socket.create_server((host, int(port))) as listener:
+        yield start
+
+
+@contextmanager
 def serving(example: str, directory: Path, server: str, **environ: str) -> Iterator[Dialogd]:
     """Run dialogd with an example's local.toml until the block is left, and check that it stops well."""
     with Dialogd(configured(example, directory, server), environ) as dialogd:
@@ -48,9 +67,10 @@ def serving(example: str, directory: Path, server: str, **environ: str) -> Itera
         dialogd.stop()
 
 
-async def place_call(dialogd: Dialogd, server: str, *arguments: str) -> Summary:
+async def place_call(dialogd: Dialogd, server: str, *arguments: str, check: bool = True) -> Summary:
     """Run `dialogctl call` and return its summary."""
-    command = [str(DIALOGCTL), "-c", str(dialogd.config), "call", "--json", "--check", *arguments]
+    options = ["--json", "--check"] if check else ["--json"]
+    command = [str(DIALOGCTL), "-c", str(dialogd.config), "call", *options, *arguments]
     environ = os.environ | {"DIALOG_LOCAL_URL": f"http://{server}"}
     done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr.decode() + dialogd.text

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from dialog_supervisor.carriers.base import Unsettled
 from dialog_supervisor.carriers.playout import OnTheWay
 from dialog_supervisor.keeper import ALIVE_INTERVAL_S, Keeper, Missing
 from dialog_supervisor.records import Record
@@ -59,6 +59,21 @@ class Paper:
         self.closed = True
 
 
+class PaperLeg:
+    """As much of a line as is written down."""
+
+    def __init__(self) -> None:
+        self.counts = {"frames_out": 0}
+        self.open = True
+        self.owed: tuple[str, ...] = ()
+
+    def still_to_hear(self) -> tuple[OnTheWay, ...]:
+        return (OnTheWay("u1", 0, 1000, done=True),)
+
+    def unsettled(self) -> Unsettled:
+        return Unsettled(owed=self.owed)
+
+
 class PaperCall:
     """As much of a call as is written down."""
 
@@ -70,7 +85,7 @@ class PaperCall:
         self.over = False
         self.owes_fallback = False
         self.checkpoint = b""
-        self.leg = SimpleNamespace(counts={"frames_out": 0}, still_to_hear=lambda: (OnTheWay("u1", 0, 1000, done=True),))
+        self.leg = PaperLeg()
 
     def recovery_state(self, *, audio: bool) -> CallState:
         assert not audio
@@ -152,6 +167,22 @@ async def test_a_caller_who_is_sent_audio_has_the_line_written(desk: Desk, autoj
     call.leg.counts["frames_out"] += 1
     written = await desk.after(2)
     assert [list(changes.lines) for changes in written if changes.lines] == [["CA1"]]
+
+
+async def test_a_caller_whose_line_is_lost_has_that_written(desk: Desk, autojump_clock: MockClock) -> None:
+    call = desk.begin("CA1")
+    await desk.after(0.1)
+    call.leg.open = False
+    written = await desk.after(2)
+    assert [changes.lines["CA1"].open for changes in written if changes.lines] == [False]
+
+
+async def test_what_the_carrier_owes_is_written_when_it_changes(desk: Desk, autojump_clock: MockClock) -> None:
+    call = desk.begin("CA1")
+    await desk.after(0.1)
+    call.leg.owed = ("RE1",)
+    written = await desk.after(2)
+    assert [changes.records["CA1"].unsettled.owed for changes in written if changes.records] == [("RE1",)]
 
 
 async def test_a_call_that_is_over_is_deleted(desk: Desk, autojump_clock: MockClock) -> None:

@@ -100,6 +100,21 @@ async def test_without_a_recording_there_is_nothing_to_change(line: RecordedLine
     assert line.api.asked == []
 
 
+async def test_a_recording_that_another_dialogd_began_can_be_stopped_and_is_told_of(line: RecordedLine) -> None:
+    line.recordings.take_up("RE1", "RE1", ())
+    await line.recordings.stop()
+    assert line.api.asked[0].path == f"{ROOT}/Calls/CA1/Recordings/RE1.json"
+    line.report("completed")
+    assert [recording.sid for recording in line.of(RecordingUrl)] == ["RE1"]
+
+
+async def test_what_another_dialogd_has_to_know_of_recordings(line: RecordedLine) -> None:
+    await line.begun(StartRecording(1, 5, download=True))
+    assert line.recordings.under_way() == ("RE1", "RE1", ("RE1",))
+    line.report("completed")
+    assert line.recordings.under_way() == ("", "RE1", ())
+
+
 async def test_after_a_stop_another_may_begin(line: RecordedLine) -> None:
     await line.begun()
     await line.recordings.stop()

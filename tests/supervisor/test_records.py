@@ -43,6 +43,10 @@ def test_a_caller_hears_one_utterance_after_another_until_the_last_sign_of_life(
     assert heard(Line(100.0, TWO), alive_at) == expected
 
 
+def test_without_a_stream_nothing_is_heard() -> None:
+    assert heard(Line(100.0, TWO, open=False), 110.0) == [("u1", 500, True), ("u2", 0, True)]
+
+
 def test_an_utterance_whose_end_had_not_come_is_broken_off_however_much_was_heard() -> None:
     assert heard(Line(100.0, (OnTheWay("u1", 0, 1000, done=False),)), 110.0) == [("u1", 1000, True)]
 

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from dialog_supervisor.call import Call
+from dialog_supervisor.carriers.base import Unsettled
 from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.generation import NoWorker
 from dialog_supervisor.recovery import CallState
@@ -45,7 +46,7 @@ async def first_told(state: CallState | None, leg: QuietLeg) -> list[Event]:
         METADATA, lambda emit: leg, generation, CallsConfig(), TransferConfig(), event_logs=EventLogs(EventsConfig())
     )
     if state is not None:
-        assert call.take_up(state, 60.0)
+        call.take_up(state, Unsettled(owed=("RE1",)), 60.0)
         assert call.recovery_state(audio=True) == msgspec.structs.replace(state, deaths=(0.0,), died_here=1)
         assert trio.current_time() - call.started_at == 60.0
     await call.run()
@@ -64,6 +65,7 @@ async def test_a_call_taken_up_has_a_worker_that_is_introduced_and_a_line_that_i
     state = CallState(metadata=METADATA, started=STARTED, checkpoint=b"state", reports=(REPORT,))
     assert await first_told(state, leg) == [METADATA, Restored(b"state", {"u1": 400}), STARTED, REPORT]
     assert leg.introduced
+    assert leg.owed == ("RE1",)
 
 
 async def test_a_call_taken_up_before_it_had_a_stream_has_its_line_introduced_when_there_is_one(

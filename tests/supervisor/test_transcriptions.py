@@ -57,6 +57,12 @@ async def test_a_transcription_is_stopped_and_its_last_report_waited_for(line: R
     assert not line.leg.owed
 
 
+async def test_a_transcription_that_another_dialogd_began_can_be_stopped(line: RecordedLine) -> None:
+    line.transcription.take_up("GT1")
+    await line.transcription.stop()
+    assert line.api.asked[0].path == f"{ROOT}/Calls/CA1/Transcriptions/GT1.json"
+
+
 async def test_without_a_transcription_there_is_nothing_to_stop(line: RecordedLine) -> None:
     with pytest.raises(CarrierError, match="no transcription of this call is under way"):
         await line.transcription.stop()

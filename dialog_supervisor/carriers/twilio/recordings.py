@@ -3,7 +3,7 @@
 Sources: Twilio docs, "Recordings" and "Real-Time Transcriptions" resources.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import structlog
 import trio
@@ -86,6 +86,15 @@ class Recordings:
         if not self._current:
             raise CarrierError("no recording of this call is under way")
         return self._current
+
+    def under_way(self) -> tuple[str, str, tuple[str, ...]]:
+        """Return the recording that is under way, the last one, and those to be copied here."""
+        return self._current, self._last, tuple(sorted(self._wanted - self._finished))
+
+    def take_up(self, current: str, last: str, wanted: Collection[str]) -> None:
+        """Go on with another's."""
+        self._current, self._last = current, last
+        self._wanted.update(wanted)
 
     def callback(self, fields: Mapping[str, str]) -> None:
         """Take Twilio's report on a recording, which may come twice, or before the answer to the request for it."""
@@ -172,6 +181,15 @@ class Transcription:
             await self._rest.stop_transcription(self._call_sid, sid)
             self._over.add(sid)
             self._current = ""
+
+    @property
+    def under_way(self) -> str:
+        """The transcription that is under way."""
+        return self._current
+
+    def take_up(self, current: str) -> None:
+        """Go on with another's."""
+        self._current = self._last = current
 
     def callback(self, fields: Mapping[str, str]) -> None:
         """Take Twilio's report on a transcription."""

@@ -9,7 +9,7 @@ import trio
 from twilio.twiml.voice_response import Connect, VoiceResponse
 from websockets.frames import CloseCode
 
-from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
+from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsettled
 from dialog_supervisor.carriers.twilio import callbacks, wire
 from dialog_supervisor.carriers.twilio.addresses import Addresses
 from dialog_supervisor.carriers.twilio.recordings import Recordings, Transcription
@@ -261,6 +261,15 @@ class TwilioLeg(Leg):
 
     async def stop_transcript(self) -> None:
         await self._transcription.stop()
+
+    def unsettled(self) -> Unsettled:
+        current, last, wanted = self._recordings.under_way()
+        return Unsettled(current, last, wanted, self._transcription.under_way, self.owed)
+
+    def take_up(self, unsettled: Unsettled) -> None:
+        super().take_up(unsettled)
+        self._recordings.take_up(unsettled.recording, unsettled.last_recording, unsettled.wanted)
+        self._transcription.take_up(unsettled.transcription)
 
     async def run_errands(self) -> None:
         await self._recordings.run()
