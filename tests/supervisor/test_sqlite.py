@@ -223,6 +223,23 @@ async def test_a_full_disk_is_told_and_is_no_matter_once_there_is_room(store: Sq
     assert await next_store.take("CA2", 5.0)
 
 
+async def test_who_closes_on_a_full_disk_leaves_nothing_either(store: SqliteStore, file: Path) -> None:
+    await store.write(changes("CA1", whole=True))
+    with no_file_over(0):
+        await store.close()
+    assert [path.name for path in file.parent.rglob("*")] == ["calls.sqlite.owners"]
+
+
+async def test_who_closes_on_a_full_disk_leaves_other_peoples_calls(
+    store: SqliteStore, next_store: SqliteStore, file: Path
+) -> None:
+    await next_store.write(changes("CA2", whole=True))
+    await store.write(changes("CA1", whole=True))
+    with no_file_over(0), pytest.raises(StoreFailed):
+        await store.close()
+    assert rows(file) == 2
+
+
 async def test_a_full_disk_at_the_start_is_told(store: SqliteStore) -> None:
     with no_file_over(0):
         assert await failed(store, changes(whole=True)) in (Fault.FULL, Fault.FAILED)
