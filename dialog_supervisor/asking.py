@@ -32,8 +32,15 @@ def ask(method: str, path: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> Any:
         except httpx.ReadTimeout:
             raise Failed(f"dialogd has not answered {method} {path} within {timeout_s:g} s; its log may say why") from None
     if response.is_error:
-        raise Failed(response.json().get("error", response.text))
+        raise Failed(_error(response))
     return response.json() if response.headers["content-type"] == "application/json" else response.text
+
+
+def _error(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, LookupError, TypeError):
+        return f"what answers is no dialogd of this version: {response.status_code} {response.text[:200]!r}"
 
 
 def ask_lines(path: str) -> Iterator[str] | None:

@@ -7,7 +7,6 @@ A call goes `ringing` (its webhook is being answered), `connecting` (the carrier
 import math
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 
@@ -17,36 +16,25 @@ import trio
 from dialog_supervisor import logs, metrics
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsettled
 from dialog_supervisor.event_logs import EventLogs
-from dialog_supervisor.flow import Flow
-from dialog_supervisor.generation import Generation, NoWorker
+from dialog_supervisor.generation import Generation
+from dialog_supervisor.handover import CallInTransit, Ending
 from dialog_supervisor.metrics import Party
-from dialog_supervisor.recovery import CallState, Recovery
-from dialog_supervisor.requests import Requests
+from dialog_supervisor.recovery import CallState
 from dialog_supervisor.sections import CallsConfig, TransferConfig
 from dialog_supervisor.steps import Step, Steps
-from dialog_supervisor.tally import turn_fields
 from dialog_supervisor.websocket import MediaSocket
-from dialog_supervisor.worker import Worker
-from protocol.framing import ProtocolError
-from protocol.link import LinkClosed, OutboxFull
+from dialog_supervisor.worker import Worker, WorkerState
+from dialog_supervisor.worker_leg import WorkerLeg
 from protocol.messages import (
-    Abort,
-    Checkpoint,
-    Command,
-    Error,
     Event,
-    Heartbeat,
-    Media,
     Metadata,
-    Post,
-    Request,
     StreamingStopped,
     TimeLimit,
-    Trace,
-    Turn,
 )
 
 _LAST_WORDS_S = 0.5  # for what an ended worker still had in the pipe
+
+MakeLeg = Callable[[Callable[[Event], None]], Leg]
 
 log = structlog.get_logger("call")
 
@@ -70,18 +58,19 @@ class Next(StrEnum):
 
 
 class Call:
-    """A call from its webhook to the last trace of it."""
+    """A call from its webhook to the last trace of it; with `taken_over`, from where another process had to leave it."""
 
     def __init__(
         self,
         metadata: Metadata,
-        make_leg: Callable[[Callable[[Event], None]], Leg],
+        make_leg: MakeLeg,
         generation: Generation,
         config: CallsConfig,
         transfer: TransferConfig,
         *,
         event_logs: EventLogs,
         note: Callable[[str], None] = lambda call_id: None,
+        taken_over: WorkerState | None = None,
     ) -> None:
         self.id = metadata.call_id
         self.metadata = metadata
@@ -89,44 +78,39 @@ class Call:
         self.started_at = trio.current_time()
         self.seconds = 0.0  # that it lasted, once it is over
         self.token = secrets.token_urlsafe(24)
-        self.leg = make_leg(self._tell)
-        self.worker = Worker(generation.name, self.id)
+        self.steps = Steps()
+        self._note = partial(note, self.id)  # that what a successor must know is different
+        self.worker_leg = WorkerLeg(self, generation, config, transfer, note=self._note, taken_over=taken_over)
+        self.leg = make_leg(self.worker_leg.tell)
+        self.steps.keep_in(event_logs.begin(self.id, self.generation, self.leg.counts))
         self.state = State.RINGING
         self.reason = ""
         self.ended_by: Party = "dialogd"
-        self._steps = Steps(event_logs.begin(self.id, self.generation, self.leg.counts))
-        self._transfer = transfer
-        self._requests = self._new_requests()
-        self._note = partial(note, self.id)  # that what a successor must know is different
-        self._recovery = Recovery(metadata, config.restarts, config.restart_window, self._note)
-        self._taken_up = False
+        self._in_transit: CallInTransit | None = None
         self._config = config
-        self._generation = generation
         self._deadline = math.inf
         self._changed = trio.Event()
         self._over = trio.Event()  # the conversation is over
         self._released = trio.Event()  # the carrier needs nothing more from us
-        self._worked = trio.Event()  # the worker is gone and all it said is read
+        self._farewell_told = False
+        self._goodbye_told = False
         self._asked_in_vain = False  # the carrier has had its time to ask what comes after a lost stream
         self._fallback = False
         self._streams = 0
         self._lost = False  # the last of them
-        self.media_dropped = 0  # frames of the caller's that workers were too slow for
-        self._dropped = 0  # of them, by the present one
         self._enter(State.RINGING, config.connect_timeout)
+
+    @property
+    def worker(self) -> Worker:
+        """The worker of the moment."""
+        return self.worker_leg.worker
 
     def take_up(self, state: CallState, unsettled: Unsettled, age_s: float) -> None:
         """Before `run`: go on where a dialogd that died has left this call."""
-        self._taken_up = True
         self.started_at -= age_s
         self.leg.introduced = state.started is not None
         self.leg.take_up(unsettled)
-        self._recovery.take_up(state, trio.current_time())
-        self._recovery.may_resume(trio.current_time())  # which counts the death
-
-    def recovery_state(self, *, audio: bool) -> CallState:
-        """Return what another dialogd has to know to take this call up. `audio`: also what the caller said lately."""
-        return self._recovery.state(trio.current_time(), audio=audio)
+        self.worker_leg.take_up(state)
 
     @property
     def over(self) -> bool:
@@ -138,6 +122,45 @@ class Call:
         """Whether the conversation is over, and the caller still there, to be given the fallback."""
         return self._fallback and not self._released.is_set()
 
+    def hand_over(self, now: float) -> CallInTransit | None:
+        """Return all of it for another process: nothing at moments that cannot be told, which pass by themselves."""
+        leg, worker_leg = self.leg.hand_over(now), self.worker_leg.hand_over(now)
+        if leg is None or worker_leg is None or self.state is State.ENDED:
+            return None
+        how = self.reason, self.ended_by, self._fallback, self._released.is_set(), self._goodbye_told
+        return CallInTransit(
+            metadata=self.metadata,
+            generation=self.generation,
+            token=self.token,
+            age_s=now - self.started_at,
+            state=self.state.value,
+            deadline_in_s=self._deadline - now,
+            ending=Ending(*how) if self._over.is_set() else None,
+            farewell_told=self._farewell_told,
+            asked_in_vain=self._asked_in_vain,
+            streams=self._streams,
+            steps=self.steps.kept,
+            leg=leg,
+            worker_leg=worker_leg,
+        )
+
+    def take_over(self, transit: CallInTransit, handed_over_at: float) -> None:
+        """Before `run`: go on where another process had to leave it, with the same worker."""
+        self._in_transit = transit
+        self.leg.take_over(transit.leg, handed_over_at)
+        self.worker_leg.take_over(transit.worker_leg, handed_over_at)
+        self.token, self.started_at = transit.token, handed_over_at - transit.age_s
+        self.state, self._deadline = State(transit.state), handed_over_at + transit.deadline_in_s
+        self._farewell_told, self._asked_in_vain = transit.farewell_told, transit.asked_in_vain
+        self._streams = transit.streams
+        self.steps.take_over(self.started_at, transit.steps)
+        if (ending := transit.ending) is not None:
+            self.reason, self.ended_by, self._fallback = ending.reason, ending.by, ending.fallback
+            self._goodbye_told = ending.told
+            self._over.set()
+            if ending.released:
+                self._released.set()
+
     # Its states
 
     def _enter(self, state: State, timeout: float = math.inf) -> None:
@@ -145,7 +168,7 @@ class Call:
         self._deadline = trio.current_time() + timeout
         self._changed.set()
         self._changed = trio.Event()
-        self._steps.add("state", state.value)
+        self.steps.add("state", state.value)
 
     def answered(self) -> str:
         """The carrier is being told to connect: return the one-use token of the media socket that it will open."""
@@ -189,7 +212,7 @@ class Call:
 
     def _hung_up(self, reason: str) -> None:
         """The line has ended, by itself unless the agent had asked for it."""
-        parting = self._requests.parting
+        parting = self.worker_leg.requests.parting
         self.end(parting or reason, by="agent" if parting else "caller", released=True)
 
     def next_step(self) -> Next:
@@ -201,11 +224,12 @@ class Call:
 
     async def run(self) -> None:
         """Live. Returns when nothing of the call is left."""
-        with structlog.contextvars.bound_contextvars(call=self.id), logs.heard_by(self.id, self._steps.logged):
-            log.info("call begins", caller=self.metadata.caller, callee=self.metadata.callee, generation=self.generation)
+        with structlog.contextvars.bound_contextvars(call=self.id), logs.heard_by(self.id, self.steps.logged):
+            begins = "call begins" if self._in_transit is None else "call goes on"
+            log.info(begins, caller=self.metadata.caller, callee=self.metadata.callee, generation=self.generation)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._work)
+                    nursery.start_soon(self.worker_leg.run)
                     nursery.start_soon(self._keep_deadlines)
                     nursery.start_soon(self._limit_length)
                     nursery.start_soon(self.leg.run_errands)
@@ -218,8 +242,14 @@ class Call:
                 self._enter(State.ENDED)
                 self.seconds = round(trio.current_time() - self.started_at, 1)
                 counts = self.leg.counts
-                log.info("call ended", reason=self.reason, seconds=self.seconds, media_dropped=self.media_dropped, **counts)
-                self._steps.close()
+                log.info(
+                    "call ended",
+                    reason=self.reason,
+                    seconds=self.seconds,
+                    media_dropped=self.worker_leg.media_dropped,
+                    **counts,
+                )
+                self.steps.close()
 
     async def _keep_deadlines(self) -> None:
         while not self._over.is_set():
@@ -236,8 +266,10 @@ class Call:
         with trio.move_on_at(self.started_at + limit - farewell):
             await self._over.wait()
             return
-        log.warning("the call has reached its permitted length", remaining_s=farewell, max_duration=limit)
-        self._tell(TimeLimit(farewell))
+        if not self._farewell_told:
+            self._farewell_told = True
+            log.warning("the call has reached its permitted length", remaining_s=farewell, max_duration=limit)
+            self.worker_leg.tell(TimeLimit(farewell))
         await trio.sleep_until(self.started_at + limit)
         self.end(f"it lasted {limit:g} s (calls.max_duration)")
 
@@ -247,13 +279,15 @@ class Call:
         What the carrier has still to tell of the call comes before that, for it is the worker's to hear.
         """
         self.leg.interrupted()
-        self._tell(StreamingStopped(self.reason))
+        if not self._goodbye_told:
+            self._goodbye_told = True
+            self.worker_leg.tell(StreamingStopped(self.reason))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._dismiss_worker)
             self.leg.release()
             await self._release_line()
         with trio.move_on_after(_LAST_WORDS_S):
-            await self._worked.wait()
+            await self.worker_leg.gone.wait()
 
     async def _dismiss_worker(self) -> None:
         with trio.move_on_after(self._config.callbacks_timeout) as scope:
@@ -299,8 +333,8 @@ class Call:
                 return
             if mine != self._streams:
                 return
-            if end is StreamEnd.STOPPED and self._requests.returning:
-                self._requests.returning = False
+            if end is StreamEnd.STOPPED and self.worker_leg.requests.returning:
+                self.worker_leg.requests.returning = False
                 self._enter(State.CONNECTING, self._config.connect_timeout)
             elif end is StreamEnd.STOPPED:
                 self._hung_up("the carrier stopped the stream")
@@ -310,139 +344,6 @@ class Call:
                 metrics.MEDIA_LOST.inc()
                 self._enter(State.CONNECTING, self._config.reconnect_timeout)
 
-    def _tell(self, event: Event) -> None:
-        """Pass an event to the worker. Speech that it does not take in time is dropped, oldest first."""
-        self._recovery.told(event)
-        link, audio = self.worker.link, isinstance(event, Media)
-        if not audio:
-            self._steps.told(event, self.worker.pid)
-        try:
-            link.post(event, droppable=audio)
-        except LinkClosed:  # the worker's end is noticed, and acted on, where its process is watched
-            self._recovery.missed(event)
-            return
-        except OutboxFull as error:
-            log.error("worker does not read and is killed", reason=str(error))
-            self.worker.kill("unread")
-        if link.dropped != self._dropped:
-            self.media_dropped += link.dropped - self._dropped
-            self._dropped = link.dropped
-            if self._dropped % 50 == 1:
-                log.warning("worker is behind; its oldest audio is dropped", frames=self._dropped)
-                with suppress(LinkClosed, OutboxFull):
-                    link.post(Error("media_dropped", f"{self._dropped} frames of the caller's audio were dropped"))
-
-    # The worker's side
-
-    async def _work(self) -> None:
-        """Fork a worker and do what it asks for; when it dies in mid-call, another takes over, and so on."""
-        if self._taken_up:
-            self._introduce()
-        else:
-            self._tell(self.metadata)
-        try:
-            await self._serve_worker()
-            while not self._over.is_set() and self._replace_worker():
-                await self._serve_worker()
-        except NoWorker as error:
-            log.error("no worker for this call", reason=str(error))
-            self._generation.tally.crash(self.id)
-            self.end("no worker", fallback=True)
-        except Exception:  # the call's boundary on this side
-            log.exception("what the worker asked for failed")
-            self.end("internal error", fallback=True)
-        self._worked.set()
-
-    async def _serve_worker(self) -> None:
-        """Return when the worker is gone, and all it said was done; what it did not live to see is given up."""
-        async with self._generation.worker(self.worker), trio.open_nursery() as nursery:
-            await self._obey(nursery)
-            await self.worker.exited.wait()
-            nursery.cancel_scope.cancel()
-
-    async def _obey(self, nursery: trio.Nursery) -> None:
-        try:
-            await self.worker.link.introduced()
-            self._steps.add("worker", "ready", {"pid": str(self.worker.pid)})
-            flow = Flow(trio.current_time)
-            async for command in self.worker.link:
-                await self._do(command, nursery)
-                if pause := flow.took():
-                    with self.worker.held_back():
-                        await trio.sleep(pause)
-        except (ProtocolError, LinkClosed) as error:
-            if not self._over.is_set():
-                log.error("worker breaks the protocol and is killed", error=type(error).__name__, reason=str(error))
-            self.worker.kill("protocol" if isinstance(error, ProtocolError) else None)
-
-    def _replace_worker(self) -> bool:
-        """A worker died in mid-call: have another take over, or the caller given the fallback when that was often."""
-        dead, code = self.worker, self.worker.exit_code
-        cause, status = dead.death
-        metrics.WORKER_DEATHS.labels(cause, status).inc()
-        self._generation.tally.crash(self.id)
-        if not self._recovery.may_restart(trio.current_time()):
-            log.error("worker died in mid-call", pid=dead.pid, exit_code=code)
-            self.end(f"worker died ({code})", fallback=True)
-            return False
-        log.error("worker died in mid-call, and another takes over", pid=dead.pid, exit_code=code)
-        self.worker, self._dropped = Worker(self.generation, self.id), 0
-        metrics.WORKER_RESTARTS.labels(cause).inc()
-        dead.close()
-        self._requests = self._new_requests()
-        self._introduce()
-        return True
-
-    def _introduce(self) -> None:
-        """Tell a new worker what its predecessor knew."""
-        for event in list(self._recovery.introduction(self.leg.orphaned())):
-            self._steps.told(event, self.worker.pid)
-            with suppress(LinkClosed, OutboxFull):
-                self.worker.link.post(event, droppable=isinstance(event, Media))
-
-    def _new_requests(self) -> Requests:
-        return Requests(self.leg, self._transfer, self._tell, self.end)
-
-    async def _do(self, command: Command, nursery: trio.Nursery) -> None:
-        if isinstance(command, Post):
-            self.leg.post(command.message)
-            if not self.leg.has_room:
-                with self.worker.held_back():
-                    await self.leg.room()
-        elif isinstance(command, Heartbeat):
-            self.worker.heartbeat(command.lag_ms)
-        else:
-            self._do_now(command, nursery)
-
-    def _do_now(self, command: Command, nursery: trio.Nursery) -> None:
-        self._steps.asked(command, self.worker.pid)
-        if isinstance(command, Abort):
-            self.leg.abort(command.uuid)
-        elif isinstance(command, Trace):
-            self._trace(command)
-        elif isinstance(command, Turn):
-            self._turn(command)
-        elif isinstance(command, Checkpoint):
-            self._recovery.saved(command)
-        elif isinstance(command, Request):
-            self._steps.add("request", type(command).__name__)
-            self._requests.take(command, nursery)
-
-    def _trace(self, trace: Trace) -> None:
-        if trace.kind == "log":
-            level = trace.fields.get("level", "info")
-            say = getattr(log, level if level in ("debug", "info", "warning", "error") else "info")
-            say(trace.text, logger=trace.fields.get("logger", "agent"))
-            return
-        if trace.text:
-            log.info(trace.kind, text=trace.text, speech=True)
-        self._steps.traced(trace)
-
-    def _turn(self, turn: Turn) -> None:
-        self._generation.tally.turn(self.id, turn)
-        metrics.turn(turn)
-        self._steps.add("turn", turn.outcome, turn_fields(turn))
-
     def watch(self, *, follow: bool = True) -> trio.MemoryReceiveChannel[Step]:
         """Return a channel of the call's steps, from those still remembered on; it ends with the call, or with those."""
-        return self._steps.watch(follow=follow)
+        return self.steps.watch(follow=follow)

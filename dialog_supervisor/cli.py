@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 refused or failed with a reason on stderr, 2 usage.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,9 +22,12 @@ from dialog_supervisor.snapshot import GenerationFailed
 
 _COMMANDS = "dialogctl.commands"  # the entry points of those commands
 _DEFAULT_FILE = Path("dialog.toml")
+_UPGRADE_TIMEOUT_S = 90.0  # the new version has a minute to read the state, and the carrier 15 s to leave it alone
+_POLL_S = 0.1
 _SWAP_TIMEOUT_S = 180.0  # the agent's imports may take a minute, and another reload may come first
 
 ConfigFile = Annotated[Path, Parameter(name=["-c", "--config"], env_var=CONFIG_VARIABLE)]
+HandedFd = Annotated[int, Parameter(show=False)]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 Follow = Annotated[bool, Parameter(name="--follow", negative=())]
 Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
@@ -34,7 +38,13 @@ control.meta.help_flags = ()  # each command explains itself, also those of othe
 
 
 @daemon.default
-def run(*, config: ConfigFile = _DEFAULT_FILE, watch: Annotated[bool, Parameter(negative=())] = False) -> None:
+def run(
+    *,
+    config: ConfigFile = _DEFAULT_FILE,
+    watch: Annotated[bool, Parameter(negative=())] = False,
+    handover: HandedFd | None = None,
+    check_handover: HandedFd | None = None,
+) -> None:
     """Take calls until SIGTERM or Ctrl-C.
 
     After SIGTERM the calls under way may end by themselves, for up to calls.drain_timeout; Ctrl-C brings their callers the
@@ -46,14 +56,26 @@ def run(*, config: ConfigFile = _DEFAULT_FILE, watch: Annotated[bool, Parameter(
         The configuration file.
     watch
         Reload when a file in the agent's directory changes, for development.
+    handover
+        The descriptor of what another version of this process has handed over.
+    check_handover
+        The same, only to say whether this version could go on with it.
     """
-    from dialog_supervisor.supervisor import Supervisor  # noqa: PLC0415 - half a second that --help need not wait for
+    from dialog_supervisor import upgrade as upgrading  # noqa: PLC0415 - half a second that --help need not wait for
+    from dialog_supervisor.supervisor import Supervisor  # noqa: PLC0415
 
     loaded = load(config)
+    try:
+        if check_handover is not None:
+            upgrading.read(check_handover)
+            return
+        handed = None if handover is None else upgrading.receive(handover)
+    except upgrading.UpgradeFailed as error:
+        raise Failed(str(error)) from None
     logging.configure(loaded.log)
 
     async def serve() -> None:
-        await Supervisor(loaded, watch=watch).run()
+        await Supervisor(loaded, watch=watch, handed=handed).run()
 
     failure: BaseException | None = None
     try:
@@ -294,6 +316,43 @@ def _swap(path: str, *, json: bool) -> None:
         print(f"generation {new} serves the next calls, after {old}; {seconds}")
     else:
         print(f"generation {new} is a canary: it takes {found['canary']} of 100 new calls, {old} the others; {seconds}")
+
+
+@control.command
+def upgrade(*, json: AsJson = False) -> None:
+    """Have dialogd go on as the version that is installed now, and with dialog.toml as it is now; calls notice nothing.
+
+    The installed version is tried with the state of the calls first; if it cannot read that, nothing changes. Agents keep
+    their code: dialogctl reload has the next calls use the new version's dialog_worker too.
+    """
+    before = ask("GET", "/status")
+    began_at = time.monotonic()
+    ask("POST", "/upgrade", timeout_s=_UPGRADE_TIMEOUT_S)
+    found = _upgraded(before["upgrades"])
+    seconds = time.monotonic() - began_at
+    if json:
+        print_json({key: found[key] for key in ("version", "pid", "upgrades", "calls")} | {"previous": before["version"]})
+    else:
+        print(
+            f"dialogd {found['version']}, before {before['version']}, goes on with {found['calls']} calls; {seconds:.1f} s"
+        )
+
+
+def _upgraded(upgrades: int) -> dict[str, Any]:
+    """Return the status of the version that follows after so many upgrades. Raises `Failed`."""
+    give_up_at, why = time.monotonic() + _UPGRADE_TIMEOUT_S, "it has not said why"
+    while time.monotonic() < give_up_at:
+        try:
+            found: dict[str, Any] = ask("GET", "/status")
+        except Failed as error:  # between two versions nobody answers
+            why = str(error)
+        else:
+            if found["upgrades"] > upgrades:
+                return found
+            if found["upgrade_failed"]:
+                raise Failed(found["upgrade_failed"])
+        time.sleep(_POLL_S)
+    raise Failed(f"the upgrade is not done after {_UPGRADE_TIMEOUT_S:g} s: {why}")
 
 
 def _other_room(name: str) -> Callable[..., Any]:

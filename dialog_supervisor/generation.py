@@ -1,6 +1,7 @@
 """One version of the agent's code: the template process that has imported it, and the workers forked from it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 import structlog
 import trio
+from msgspec import Struct
 
 from dialog_supervisor import metrics, orphans
 from dialog_supervisor.config import Config
 from dialog_supervisor.confinement import confinement, remove_scratch
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
-from dialog_supervisor.tally import Tally
+from dialog_supervisor.tally import Tally, TallyState
 from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ping, Ready, Report
 from dialog_supervisor.worker import Worker
 from protocol.messages import PROTOCOL_VERSION
@@ -35,6 +37,23 @@ class NoWorker(Exception):
     """No worker could be forked."""
 
 
+class TemplateState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A template process: a child of the process that goes on with it, as it was of the one before."""
+
+    pid: int
+    control_fd: int
+
+
+class GenerationState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A generation that another process goes on with, and its template, if that runs."""
+
+    snapshot: Snapshot
+    age_s: float
+    tally: TallyState
+    retired: bool
+    template: TemplateState | None
+
+
 class Generation:
     """The agent's code as it was when this generation began, able to fork a worker for a call.
 
@@ -47,6 +66,8 @@ class Generation:
         self.began_at = trio.current_time()
         self.tally = Tally(counted)
         self._config = config
+        self._inherited: TemplateState | None = None  # from the process that had this generation before
+        self._process: trio.Process | Inherited
         self._control: socket.socket | None = None
         self._serving = trio.Event()  # there is a template that forks
         self._heard_at = 0.0  # from the template
@@ -56,6 +77,29 @@ class Generation:
         self._life: trio.CancelScope | None = None
         self.ended = trio.Event()  # its template does not run
         self.ended.set()
+
+    def hand_over(self, now: float) -> GenerationState | None:
+        """Return what another process needs to go on with it: nothing while its template starts, ends or forks."""
+        settled = self._life is None or (self._control is not None and self.running)
+        if not settled or self._forking:
+            return None
+        template = None if self._control is None else TemplateState(self._process.pid, self._control.fileno())
+        return GenerationState(self.snapshot, now - self.began_at, self.tally.hand_over(), self._retired, template)
+
+    def take_over(self, state: GenerationState, handed_over_at: float) -> None:
+        """Go on where another process left it: before `run`, if its template is alive."""
+        self.began_at, self._inherited = handed_over_at - state.age_s, state.template
+        self._retired = state.retired
+        self.tally.take_over(state.tally)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether its template is another process's, and to be gone on with by `run`."""
+        return self._inherited is not None
+
+    def know(self, worker: Worker) -> None:
+        """A worker was forked for another process; what the template tells of it is for this one."""
+        self._workers[worker.pid] = worker
 
     @property
     def name(self) -> str:
@@ -109,9 +153,10 @@ class Generation:
 
         Raises `GenerationFailed` if its first start fails; later deaths are mended.
         """
-        self._retired, self.ended = False, trio.Event()
+        self._retired, self.ended = self._retired and self._inherited is not None, trio.Event()
         try:
             with trio.CancelScope() as self._life:
+                self._end_when_idle()
                 await self._live(task_status)
         finally:
             self._life = None
@@ -136,28 +181,38 @@ class Generation:
     @asynccontextmanager
     async def _template(self) -> AsyncIterator[socket.socket]:
         """Start a template, yield its control socket when the agent is imported, and end it."""
-        agent = self._config.agent
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        python = str(self._config.file.parent / agent.python) if agent.python else sys.executable
-        with ours:
-            with theirs:
-                told = [_json(self._config.workers), _json(confinement(self._config, self.snapshot))]
-                arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name, *told]
-                process = await self._spawn([python, *_TEMPLATE, *arguments], theirs.fileno())
+        inherited, self._inherited = self._inherited, None
+        self._process, control = await self._start() if inherited is None else _adopt(inherited)
+        with control:
             try:
-                await self._ready(ours)
-                self._control = ours
+                if inherited is None:
+                    await self._ready(control)
+                self._control = control
                 self._serving.set()
-                yield ours
+                yield control
             finally:
                 self._control, self._serving = None, trio.Event()
                 self._abandon()
-                trio.lowlevel.notify_closing(ours)
-                process.kill()
+                trio.lowlevel.notify_closing(control)
+                self._process.kill()
                 with trio.CancelScope(shield=True):
-                    await process.wait()
-                orphans.forget(process.pid)
+                    await self._process.wait()
+                orphans.forget(self._process.pid)
+
+    async def _start(self) -> tuple[trio.Process, socket.socket]:
+        """Return a new template process, and our end of the socket that it is spoken to over."""
+        agent = self._config.agent
+        python = str(self._config.file.parent / agent.python) if agent.python else sys.executable
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        told = [_json(self._config.workers), _json(confinement(self._config, self.snapshot))]
+        arguments = [str(theirs.fileno()), str(self.snapshot.directory), agent.entry, self.name, *told]
+        try:
+            with theirs:
+                return await self._spawn([python, *_TEMPLATE, *arguments], theirs.fileno()), ours
+        except BaseException:
+            ours.close()
+            raise
 
     async def _serve(self, control: socket.socket) -> None:
         """Take a template's reports, until it is gone or answers no more."""
@@ -283,6 +338,34 @@ class Generation:
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value, enc_hook=str).decode()  # the hook: for paths
+
+
+class Inherited:
+    """A child of this process that it started before it was executed anew."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    def kill(self) -> None:
+        """End it now."""
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def wait(self) -> None:
+        """Wait until it has ended."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        self._reap()
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        os.close(self._pidfd)
+
+
+def _adopt(state: TemplateState) -> tuple[Inherited, socket.socket]:
+    control = socket.socket(fileno=state.control_fd)
+    control.setblocking(False)
+    return Inherited(state.pid), control
 
 
 class _Pending:

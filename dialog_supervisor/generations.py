@@ -1,20 +1,22 @@
 """The hot swap: which generation the next call gets, which one is on trial, and which one a rollback returns to."""
 
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import structlog
 import trio
+from msgspec import Struct
 from msgspec.structs import asdict
 
 from dialog_supervisor import metrics
 from dialog_supervisor.canary import Rules, Trial
 from dialog_supervisor.config import Config
-from dialog_supervisor.generation import Generation
+from dialog_supervisor.generation import Generation, GenerationState
 from dialog_supervisor.probe import probe
-from dialog_supervisor.snapshot import GenerationFailed, private_directory, take
+from dialog_supervisor.snapshot import GenerationFailed, PrivateDirectory, private_directory, take
 from dialog_supervisor.sqlite import files_of
 
 log = structlog.get_logger("generations")
@@ -25,6 +27,23 @@ def no_code(config: Config) -> tuple[Path, ...]:
     files = (config.file, config.file.parent / ".env", *files_of(config.store.path))
     directories = (config.recordings.directory, config.events.directory)
     return *files, *(directory for directory in directories if directory != Path())
+
+
+class GenerationsState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All versions of the agent's code that another process goes on with; `current` and the like are names."""
+
+    directory: PrivateDirectory
+    loads: int
+    known: tuple[GenerationState, ...]
+    current: str
+    previous: str | None
+    canary: str | None
+    trial: Trial
+
+    def descriptors(self) -> list[int]:
+        """Return those that go along."""
+        templates = [one.template for one in self.known if one.template is not None]
+        return [self.directory.lock_fd, *(template.control_fd for template in templates)]
 
 
 class Generations:
@@ -47,7 +66,8 @@ class Generations:
         self._counted = trio.Event()  # a call or a turn more, of any generation
         self._previous: Generation | None = None  # its snapshot is kept, also when its template has ended
         self._swapping = trio.Lock()
-        self._directory = Path()
+        self._directory = PrivateDirectory(Path(), -1)
+        self._inherited: PrivateDirectory | None = None  # from the process that had these generations before
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -82,16 +102,63 @@ class Generations:
         """
         runtime = self._config.environ.get("RUNTIME_DIRECTORY")
         parent = Path(runtime.split(":")[0]) / "generations" if runtime else Path(tempfile.gettempdir())
-        with private_directory(parent) as self._directory:
+        with private_directory(parent, self._inherited) as self._directory:
             try:
                 async with trio.open_nursery() as self._nursery:
-                    self._current = await self._load()
-                    self._candidate = None
+                    if self._inherited is None:
+                        self._current = await self._load()
+                        self._candidate = None
+                    else:
+                        await self._go_on()
                     task_status.started()
                     await self._judge()
             finally:
                 with trio.CancelScope(shield=True):
                     await self._swapping.acquire()  # a swap under way, cancelled too, has let go of the directory
+
+    def hand_over(self, now: float) -> GenerationsState | None:
+        """Return what another process needs to go on with them: nothing while one of them starts or ends.
+
+        For use within `unchanged`.
+        """
+        known = [generation.hand_over(now) for generation in self._known]
+        told = tuple(generation for generation in known if generation is not None)
+        if len(told) < len(known):
+            return None
+        return GenerationsState(
+            directory=self._directory,
+            loads=self._loads,
+            known=told,
+            current=self.current.name,
+            previous=self._previous.name if self._previous else None,
+            canary=self.canary,
+            trial=self._trial,
+        )
+
+    def take_over(self, state: GenerationsState, handed_over_at: float) -> None:
+        """Before `run`: go on with those that another process had."""
+        self._inherited, self._loads, self._trial = state.directory, state.loads, state.trial
+        for one in state.known:
+            generation = Generation(self._config, one.snapshot, self._on_count)
+            generation.take_over(one, handed_over_at)
+            self._known.append(generation)
+        self._current = self.named(state.current)
+        self._previous = None if state.previous is None else self.named(state.previous)
+        self._canary = None if state.canary is None else self.named(state.canary)
+
+    def named(self, name: str) -> Generation:
+        """Return the generation of this name. Raises KeyError."""
+        return {generation.name: generation for generation in self._known}[name]
+
+    async def _go_on(self) -> None:
+        for generation in [generation for generation in self._known if generation.inherited]:
+            await self._start(generation)
+
+    @asynccontextmanager
+    async def unchanged(self) -> AsyncIterator[None]:
+        """Inside, no reload, rollback or promotion by hand is under way."""
+        async with self._swapping:
+            yield
 
     async def reload(self) -> dict[str, Any]:
         """Copy the agent's directory, import it, probe it, and promote it, or try it. Calls under way keep their code.
@@ -248,8 +315,9 @@ class Generations:
         """Copy the agent's directory and start a template from the copy."""
         self._loads += 1
         config = self._config
-        unwanted = (*no_code(config), self._directory)
-        snapshot = await trio.to_thread.run_sync(take, config.agent_path, self._directory, self._loads, unwanted)
+        directory = self._directory.path
+        unwanted = (*no_code(config), directory)
+        snapshot = await trio.to_thread.run_sync(take, config.agent_path, directory, self._loads, unwanted)
         self._candidate = Generation(config, snapshot, self._on_count)
         self._known.append(self._candidate)
         return await self._start(self._candidate)

@@ -1,36 +1,25 @@
-"""The public listener: every webhook and every media socket comes in here, and nothing gets far without being well-formed.
+"""HTTP on the public listener: every webhook and media handshake, and nothing gets far without being well-formed.
 
 h11 parses; this room adds what h11 leaves open: limits, deadlines, and the refusal of requests that two parsers could read
 differently (Content-Length with Transfer-Encoding, folded headers, bare line feeds).
 """
 
-import errno
 import re
-import socket
-import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import h11
-import structlog
 import trio
 
-from dialog_supervisor import metrics
 from dialog_supervisor.sections import GatewayConfig
-from dialog_supervisor.websocket import MediaSocket, ReadinessTransport, StreamTransport
+from dialog_supervisor.websocket import MediaSocket
 
 HEAD_BYTES = 16 << 10  # request line and headers; Twilio's are about 1 KB
 _RECEIVE_BYTES = 16 << 10
-_TLS_HANDSHAKE_S = 10.0
 _LINGER_S = 1.0  # for a refused client to finish sending, so that a reset does not eat our answer
-_ACCEPT_PAUSE_S = 0.1  # when the process is out of descriptors
-_OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _AMBIGUOUS_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _FOLDED_HEADER = re.compile(rb"\r\n[ \t]")
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-
-log = structlog.get_logger("http")
 
 
 @dataclass(frozen=True)
@@ -90,14 +79,15 @@ def check_head(head: bytes) -> None:
 
 
 class Conversation:
-    """HTTP/1.1 over one stream: requests in, answers out, within limits and deadlines."""
+    """HTTP/1.1 over one stream: requests in, answers out, within limits and deadlines. `served`: requests so far."""
 
-    def __init__(self, stream: trio.abc.Stream, config: GatewayConfig) -> None:
+    def __init__(self, stream: trio.abc.Stream, config: GatewayConfig, served: int = 0) -> None:
+        self.silent = False  # between two requests: nothing of the next has come
         self._stream = stream
         self._config = config
         self._unread = b""
         self._h11 = h11.Connection(h11.SERVER)
-        self._served = 0
+        self._served = served
         self._for_head = False  # the answer is to a HEAD, and has no body
         self.head = b""  # the request's head as received, for the WebSocket handshake
 
@@ -134,7 +124,9 @@ class Conversation:
         patience = self._config.request_timeout if self._served == 1 else self._config.idle_timeout
         with trio.move_on_after(patience) as scope:
             while not self._unread.lstrip(b"\r\n"):
+                self.silent = True
                 self._unread = bytes(await self._stream.receive_some(_RECEIVE_BYTES))
+                self.silent = False
                 if not self._unread:
                     return False
         if scope.cancelled_caught and self._served == 1:
@@ -220,90 +212,3 @@ def _request(event: h11.Request) -> Request:
         headers.setdefault(name.decode("ascii"), value.decode("latin-1"))
     path, _, query = event.target.decode("ascii").partition("?")
     return Request(event.method.decode("ascii"), path, query, headers)
-
-
-class Listener:
-    """Accepts connections and serves each in a task of its own, up to `max_connections` at a time."""
-
-    def __init__(self, config: GatewayConfig, handler: Handler, tls: ssl.SSLContext | None = None) -> None:
-        self._config = config
-        self._handler = handler
-        self._tls = tls
-        self.connections = 0
-
-    async def serve(self, listening: socket.socket) -> None:
-        """Accept on a listening, non-blocking socket until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                await trio.lowlevel.wait_readable(listening.fileno())
-                try:
-                    accepted, _ = listening.accept()
-                except (BlockingIOError, ConnectionError):
-                    continue
-                except OSError as error:
-                    if error.errno not in _OUT_OF_DESCRIPTORS:
-                        raise
-                    log.error("cannot accept a connection", reason=error.strerror, remedy="raise LimitNOFILE")
-                    await trio.sleep(_ACCEPT_PAUSE_S)
-                    continue
-                accepted.setblocking(False)
-                if self.connections < self._config.max_connections:
-                    nursery.start_soon(self._connection, accepted)
-                    self.connections += 1
-                else:
-                    self._turn_away(accepted)
-
-    def _turn_away(self, accepted: socket.socket) -> None:
-        log.warning("too many connections", limit=self._config.max_connections, key="gateway.max_connections")
-        with accepted:
-            if self._tls is None:
-                try:
-                    accepted.send(_TOO_MANY)
-                except OSError as error:
-                    log.debug("connection lost", reason=error.strerror)
-
-    async def _connection(self, accepted: socket.socket) -> None:
-        """Serve one connection to its end; whatever its client does wrong concerns nobody else."""
-        try:
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-            if self._tls is not None:
-                stream = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
-            try:
-                await self._speak(stream, accepted)
-            finally:
-                await trio.aclose_forcefully(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as error:
-            log.debug("connection lost", reason=str(error.__cause__ or error) or type(error).__name__)
-        except Exception:  # a connection's boundary: what goes wrong on one must not end the others
-            log.exception("connection failed")
-        finally:
-            self.connections -= 1
-
-    async def _answer(self, request: Request) -> Response | Upgrade:
-        try:
-            return await self._handler(request)
-        except Exception:  # a request's boundary
-            log.exception("request failed", method=request.method, path=request.path)
-            return Response(500, "something went wrong here\n")
-
-    async def _speak(self, stream: trio.abc.Stream, accepted: socket.socket) -> None:
-        if isinstance(stream, trio.SSLStream):
-            with trio.fail_after(_TLS_HANDSHAKE_S):
-                await stream.do_handshake()
-        conversation = Conversation(stream, self._config)
-        try:
-            while (request := await conversation.receive()) is not None:
-                answer = await self._answer(request)
-                if isinstance(answer, Upgrade):
-                    transport = StreamTransport(stream) if self._tls is not None else ReadinessTransport(accepted)
-                    media = MediaSocket(transport, max_message_bytes=self._config.message_size_limit)
-                    await media.serve(conversation.head, conversation.unread, answer.serve)
-                    return
-                await conversation.send(answer)
-                if not conversation.reusable:
-                    return
-        except Refused as refused:
-            metrics.REQUESTS_REFUSED.labels(refused.status).inc()
-            log.info("request refused", status=refused.status, reason=refused.reason)
-            await conversation.refuse(refused)

@@ -17,6 +17,7 @@ import trio
 
 from dialog_supervisor.call import Call
 from dialog_supervisor.carriers.base import Leg, Unsettled
+from dialog_supervisor.lease import LeaseState
 from dialog_supervisor.records import Line, Record
 from dialog_supervisor.recovery import CallState
 from dialog_supervisor.sections import StoreConfig
@@ -45,8 +46,8 @@ class Missing(Enum):
     REFUSED = "it may not go on, or there is no room for it"
 
 
-def open_store(config: StoreConfig) -> Store | None:
-    """Return the store that is configured, if any. Nothing is opened yet."""
+def open_store(config: StoreConfig, lease: LeaseState | None = None) -> Store | None:
+    """Return the store that is configured, if any; with a lease, that which another process held. Nothing is opened yet."""
     if not config.enabled:
         return None
     if config.path == Path():
@@ -56,7 +57,7 @@ def open_store(config: StoreConfig) -> Store | None:
             remedy="set store.path, or store.enabled = false",
         )
         return None
-    return SqliteStore(config.path)
+    return SqliteStore(config.path, lease)
 
 
 class Keeper:
@@ -76,6 +77,11 @@ class Keeper:
         self._faults: set[Fault] = set()  # since it last went well
         self._lost = 0
         self._taking: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+
+    @property
+    def lease(self) -> LeaseState | None:
+        """What tells others that this owner lives, for the process that goes on as it."""
+        return None if self._store is None else self._store.hand_over()
 
     def describe(self) -> dict[str, Any]:
         """Return it for `dialogctl status`."""
@@ -245,7 +251,7 @@ def _record(call: Call, now: float) -> Record | None:
         return None
     return Record(
         at=now,
-        state=CallState(metadata=call.metadata) if call.over else call.recovery_state(audio=False),
+        state=CallState(metadata=call.metadata) if call.over else call.worker_leg.recovery_state(audio=False),
         generation=call.generation,
         age_s=trio.current_time() - call.started_at,
         unsettled=call.leg.unsettled(),

@@ -6,20 +6,39 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec import Struct
+
 _PRIVATE, _PRIVATE_DIRECTORY = 0o600, 0o700
 
 
-class Lease:
-    """One owner's file in a directory of owners, held from `hold` to `release`.
+class LeaseState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A lease that goes on when its process executes itself anew: the owner's name, and the locked file."""
 
-    A process that replaces itself by another program (execve(2)) hands over `owner` and `descriptor`, made inheritable; a
-    lease that begins with both is the same owner's. Blocking calls, all short. What fails raises OSError.
+    directory: str
+    owner: str
+    descriptor: int
+
+
+class Lease:
+    """One owner's file in a directory of owners, held from `hold` to `release`; with `taken_over`, held already.
+
+    Blocking calls, all short. What fails raises OSError.
     """
 
-    def __init__(self, directory: Path, owner: str = "", descriptor: int = -1) -> None:
-        self.owner = owner or secrets.token_hex(8)
-        self.descriptor = descriptor
+    def __init__(self, directory: Path, taken_over: LeaseState | None = None) -> None:
+        self.owner = secrets.token_hex(8)
+        self.descriptor = -1
         self._directory = directory
+        if taken_over is None:
+            return
+        if taken_over.directory == str(directory):
+            self.owner, self.descriptor = taken_over.owner, taken_over.descriptor
+        else:
+            os.close(taken_over.descriptor)  # the configuration names another place now
+
+    def hand_over(self) -> LeaseState | None:
+        """Return what another process needs to be the same owner; nothing while it is not held."""
+        return None if self.descriptor == -1 else LeaseState(str(self._directory), self.owner, self.descriptor)
 
     def hold(self) -> None:
         """Lock the file, unless it is; make it again when somebody deleted it."""

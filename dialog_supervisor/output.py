@@ -2,11 +2,13 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
+from typing import Self
 
 import structlog
 import trio
+from msgspec import Struct
 
 LINES_PER_S = 100  # of one stream in the log; an agent that prints more does so by mistake
 LINE_BYTES = 4_000  # of one entry; a longer line becomes several
@@ -19,11 +21,20 @@ _STACK_POLL_S = 0.05
 log = structlog.get_logger("output")
 
 
+class OutputState(Struct, frozen=True, forbid_unknown_fields=True):
+    """Our ends of what a worker writes to, on their way to another process, with what came of unfinished lines."""
+
+    out: int
+    err: int
+    stack: int
+    unfinished: tuple[bytes, bytes] = (b"", b"")
+
+
 class Lines:
     """Bytes that were printed, turned into lines for the log, and no more of them than it should take. No I/O."""
 
-    def __init__(self) -> None:
-        self._unfinished = b""
+    def __init__(self, unfinished: bytes = b"") -> None:
+        self.unfinished = unfinished
         self._second_ends = -math.inf
         self._taken = 0  # in this second
         self._dropped = 0
@@ -35,15 +46,15 @@ class Lines:
 
     def feed(self, data: bytes, now: float) -> list[str]:
         """Return the lines that `data` completes and the log should have. Blank ones are left out."""
-        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
-        if len(self._unfinished) > LINE_BYTES:
-            lines.append(self._unfinished)
-            self._unfinished = b""
+        *lines, self.unfinished = (self.unfinished + data).split(b"\n")
+        if len(self.unfinished) > LINE_BYTES:
+            lines.append(self.unfinished)
+            self.unfinished = b""
         return [piece for line in lines for piece in _pieces(line) if self._may_take(now)]
 
     def end(self) -> list[str]:
         """Return what was printed last without an end of line, if anything."""
-        rest, self._unfinished = self._unfinished, b""
+        rest, self.unfinished = self.unfinished, b""
         return list(_pieces(rest))
 
     def dropped(self, now: float, *, last: bool = False) -> int:
@@ -70,11 +81,16 @@ def _pieces(line: bytes) -> Iterator[str]:
 class Stream:
     """The reading end of a worker's standard output or error. `say` logs a line."""
 
-    def __init__(self, fd: int, name: str, say: Callable[..., object]) -> None:
+    def __init__(self, fd: int, name: str, say: Callable[..., object], unfinished: bytes) -> None:
         self._fd = fd
         self._name = name
         self._say = say
-        self._lines = Lines()
+        self._lines = Lines(unfinished)
+
+    @property
+    def unfinished(self) -> bytes:
+        """What came of a line whose end has not."""
+        return self._lines.unfinished
 
     async def run(self) -> None:
         """Log what is printed, until nobody is left who could print, or until cancelled."""
@@ -109,20 +125,41 @@ class Stream:
 
 
 class Output:
-    """The descriptors that a worker's process writes to, from before it exists until after it is gone. Raises OSError."""
+    """The descriptors that a worker's process writes to, from before it exists until after it is gone.
 
-    def __init__(self) -> None:
-        with ExitStack() as opened, ExitStack() as theirs:
-            out, err = (_pipe(opened, theirs) for _ in range(2))
-            self._stack_fd = os.memfd_create("stack", os.MFD_CLOEXEC)
-            opened.callback(os.close, self._stack_fd)
-            self.theirs = (out[1], err[1], self._stack_fd)
-            self._streams = (Stream(out[0], "stdout", log.info), Stream(err[0], "stderr", log.warning))
-            self._opened, self._handed_over = opened.pop_all(), theirs.pop_all()
+    `ours` are the ends that are read here, `writing` those of standard output and error that the process is to inherit.
+    """
 
-    def handed_over(self) -> None:
+    def __init__(self, ours: OutputState, writing: Collection[int] = ()) -> None:
+        self.theirs = (*writing, ours.stack)
+        self._ours = ours
+        self._streams = (
+            Stream(ours.out, "stdout", log.info, ours.unfinished[0]),
+            Stream(ours.err, "stderr", log.warning, ours.unfinished[1]),
+        )
+        self._writing, self._opened = ExitStack(), ExitStack()
+        for fd in writing:
+            self._writing.callback(os.close, fd)
+        for fd in (ours.out, ours.err, ours.stack):
+            self._opened.callback(os.close, fd)
+
+    @classmethod
+    def opened(cls) -> Self:
+        """Open them. Raises OSError, and leaves nothing open then."""
+        with ExitStack() as failing:
+            out, err = _pipe(failing), _pipe(failing)
+            stack = os.memfd_create("stack", os.MFD_CLOEXEC)
+            failing.pop_all()
+        return cls(OutputState(out[0], err[0], stack), (out[1], err[1]))
+
+    def hand_over(self) -> OutputState:
+        """Return what another process needs to go on reading."""
+        out, err = self._streams
+        return OutputState(self._ours.out, self._ours.err, self._ours.stack, (out.unfinished, err.unfinished))
+
+    def inherited(self) -> None:
         """The process has its own copies of `theirs` by now, or there will be none."""
-        self._handed_over.close()
+        self._writing.close()
 
     async def run(self) -> None:
         """Log what the process prints, until it is gone or this is cancelled."""
@@ -137,27 +174,27 @@ class Output:
 
     async def stack(self, ask: Callable[[], None]) -> str:
         """Have the process print its main thread's stack and return it, "" when it does not. `ask` sends it the signal."""
-        os.ftruncate(self._stack_fd, 0)
-        os.lseek(self._stack_fd, 0, os.SEEK_SET)  # the process writes where this open file description is
+        os.ftruncate(self._ours.stack, 0)
+        os.lseek(self._ours.stack, 0, os.SEEK_SET)  # the process writes where this open file description is
         ask()
         before, printed = b"", b""
         with trio.move_on_after(_STACK_WAIT_S):
             while not printed or printed != before:  # nothing tells that it is complete but that no more is added
                 before = printed
                 await trio.sleep(_STACK_POLL_S)
-                printed = os.pread(self._stack_fd, _STACK_BYTES, 0)
+                printed = os.pread(self._ours.stack, _STACK_BYTES, 0)
         return printed.decode(errors="replace").rstrip()
 
     def close(self) -> None:
         """Give back every descriptor."""
-        self._handed_over.close()
+        self._writing.close()
         self._opened.close()
 
 
-def _pipe(opened: ExitStack, theirs: ExitStack) -> tuple[int, int]:
-    """Return a pipe's ends, each to be closed by its stack: ours does not block; theirs does, as programs expect."""
+def _pipe(failing: ExitStack) -> tuple[int, int]:
+    """Return a pipe's ends: the reading one does not block; the other does, as programs expect."""
     reading, writing = os.pipe()
-    opened.callback(os.close, reading)
-    theirs.callback(os.close, writing)
+    failing.callback(os.close, reading)
+    failing.callback(os.close, writing)
     os.set_blocking(reading, False)
     return reading, writing

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import structlog
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, Unsupported
 from dialog_supervisor.metrics import Party
@@ -32,6 +34,8 @@ from protocol.messages import (
 MAX_REQUESTS = 16  # a worker's requests under way at a time
 MAX_REQUEST_S = 600.0
 
+Asked: TypeAlias = Hangup | TransferTo | SendDtmf  # which wait for the caller to have heard what was said
+
 log = structlog.get_logger("call")
 
 
@@ -46,6 +50,18 @@ class End(Protocol):
         """End it."""
 
 
+class RequestsState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A worker's requests on their way to a process that takes them over. `waiting`: nothing was done for them yet."""
+
+    parting: str
+    returning: bool
+    waiting: tuple[Asked, ...]
+
+
+def _patience_s(request: Request) -> float:
+    return request.timeout_s if 0 < request.timeout_s < MAX_REQUEST_S else MAX_REQUEST_S
+
+
 class Requests:
     """One worker's requests about one line."""
 
@@ -56,25 +72,42 @@ class Requests:
         self._transfer = transfer
         self._tell = tell
         self._end = end
-        self._under_way = 0
+        self._under_way: dict[int, tuple[Request, float]] = {}  # by a number of ours, with its deadline
+        self._taken = 0
+        self._waiting: set[int] = set()  # of those, for the caller to have heard what was said
+
+    def hand_over(self, now: float) -> RequestsState | None:
+        """Return what another process needs to go on: nothing while the carrier is being asked for something."""
+        if self._under_way.keys() - self._waiting:
+            return None
+        waiting = [(request, at) for request, at in self._under_way.values() if isinstance(request, Asked)]
+        asked = tuple(replace(request, timeout_s=at - now) for request, at in waiting)
+        return RequestsState(self.parting, self.returning, asked)
+
+    def take_over(self, state: RequestsState, nursery: trio.Nursery) -> None:
+        """Go on as another process left it, in `nursery`."""
+        self.parting, self.returning = state.parting, state.returning
+        for request in state.waiting:
+            self.take(request, nursery)
 
     def take(self, request: Request, nursery: trio.Nursery) -> None:
         """Carry a request out in `nursery`, or refuse it at once when too many are under way."""
-        if self._under_way < MAX_REQUESTS:
-            self._under_way += 1  # here: many may be taken before the first of them runs
-            nursery.start_soon(self._answer, request)
+        if len(self._under_way) < MAX_REQUESTS:
+            self._taken += 1
+            self._under_way[self._taken] = request, trio.current_time() + _patience_s(request)
+            nursery.start_soon(self._answer, self._taken)
         else:
             self._tell(Reply(request.id, Failure("refused", f"more than {MAX_REQUESTS} requests are under way")))
 
-    async def _answer(self, request: Request) -> None:
+    async def _answer(self, number: int) -> None:
         """Carry a request out and reply; a failure is the agent's to handle, and never only logged."""
         failure = None
-        patience_s = request.timeout_s if 0 < request.timeout_s < MAX_REQUEST_S else MAX_REQUEST_S
+        request, deadline = self._under_way[number]
         try:
-            with trio.fail_after(patience_s):
-                await self._carry_out(request)
+            with trio.fail_at(deadline):
+                await self._carry_out(number, request)
         except trio.TooSlowError:
-            failure = Failure("timeout", f"not done within {patience_s:g} s")
+            failure = Failure("timeout", f"not done within {_patience_s(request):g} s")
         except Unsupported as error:
             failure = Failure("unsupported", f"{error} is not supported")
         except Refused as error:
@@ -82,7 +115,7 @@ class Requests:
         except CarrierError as error:
             failure = Failure("carrier", str(error), error.code, error.status)
         finally:
-            self._under_way -= 1
+            del self._under_way[number]
         name = type(request).__name__
         if failure is not None:
             log.warning("request failed", request=name, kind=failure.kind, code=failure.code, reason=failure.message)
@@ -97,16 +130,25 @@ class Requests:
         elif isinstance(request, Hangup | TransferTo):
             self._end(self.parting, by="agent", released=True)
 
-    async def _carry_out(self, request: Request) -> None:
+    async def _played(self, number: int) -> None:
+        """Wait until the caller has heard everything; another process could wait as well."""
+        self._waiting.add(number)
+        try:
+            await self._leg.played()
+        finally:
+            self._waiting.discard(number)
+
+    async def _carry_out(self, number: int, request: Request) -> None:
         match request:
             case Hangup(after_playout=after_playout):
                 if after_playout:
-                    await self._leg.played()
+                    await self._played(number)
                 with self._parts("the agent hung up"):
                     await self._leg.hangup()
             case TransferTo():
-                await self._transfer_to(request)
+                await self._transfer_to(number, request)
             case SendDtmf(digits=digits):
+                await self._played(number)
                 await self._send_dtmf(digits)
             case StartRecording():
                 await self._leg.start_recording(request)
@@ -123,16 +165,15 @@ class Requests:
             case StopTranscript():
                 await self._leg.stop_transcript()
 
-    async def _transfer_to(self, request: TransferTo) -> None:
+    async def _transfer_to(self, number: int, request: TransferTo) -> None:
         if not is_allowed(request.destination, self._transfer.allow):
             raise Refused(f"no entry of [transfer] allow covers {request.destination!r}; the operator decides")
         if request.after_playout:
-            await self._leg.played()
+            await self._played(number)
         with self._parts("the agent transferred the caller"):
             await self._leg.transfer_to(request.destination)
 
     async def _send_dtmf(self, digits: str) -> None:
-        await self._leg.played()
         self.returning = True
         try:
             await self._leg.send_dtmf(digits)

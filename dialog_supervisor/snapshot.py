@@ -129,27 +129,39 @@ class _Copy:
             )
 
 
+class PrivateDirectory(Struct, frozen=True, forbid_unknown_fields=True):
+    """A dialogd's directory for snapshots, and the descriptor that keeps it locked."""
+
+    path: Path
+    lock_fd: int
+
+
 @contextmanager
-def private_directory(parent: Path) -> Iterator[Path]:
+def private_directory(parent: Path, taken_over: PrivateDirectory | None = None) -> Iterator[PrivateDirectory]:
     """Make a directory for one dialogd's snapshots, for this user alone, and delete it in the end.
 
-    It is locked for as long as its dialogd lives (flock(2)): what a killed one left behind is deleted by the next.
+    With `taken_over`, go on with that which another process made. It is locked for as long as its dialogd lives (flock(2)):
+    what a killed one left behind is deleted by the next.
     Raises `GenerationFailed`.
     """
+    held = taken_over or _make_private_directory(parent)
+    try:
+        yield held
+    finally:
+        with suppress(OSError):  # then the next dialogd tries again
+            _remove(held.path)
+        os.close(held.lock_fd)
+
+
+def _make_private_directory(parent: Path) -> PrivateDirectory:
     try:
         parent.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         _remove_forsaken(parent)
-        directory, lock = _make_locked(parent)
+        return PrivateDirectory(*_make_locked(parent))
     except OSError as error:
         raise GenerationFailed(
             f"the agent's code cannot be copied to {parent}: {error.strerror}; have TMPDIR name a directory with room"
         ) from None
-    try:
-        yield directory
-    finally:
-        with suppress(OSError):  # then the next dialogd tries again
-            _remove(directory)
-        os.close(lock)
 
 
 def _make_locked(parent: Path) -> tuple[Path, int]:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from dialog_supervisor.lease import Lease
+from dialog_supervisor.lease import Lease, LeaseState
 from dialog_supervisor.records import Line, Record, outlived, resumed
 from dialog_supervisor.store import Changes, Elsewhere, Fault, StoreFailed
 
@@ -69,8 +69,8 @@ def files_of(path: Path) -> tuple[Path, ...]:
 class SqliteStore:
     """A store in a file. Threads do the work, one at a time; who is cancelled meanwhile does not wait for his."""
 
-    def __init__(self, path: Path, lease: Lease | None = None) -> None:
-        self.lease = lease or Lease(path.with_name(path.name + ".owners"))
+    def __init__(self, path: Path, taken_over: LeaseState | None = None) -> None:
+        self.lease = Lease(path.with_name(path.name + ".owners"), taken_over)
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._opened: list[tuple[int, int]] = []  # device and inode of the files that are open
@@ -93,6 +93,10 @@ class SqliteStore:
     async def tidy(self, max_age_s: float) -> int:
         """See `Store`."""
         return await self._in_thread(lambda connection: self._tidy(connection, max_age_s))
+
+    def hand_over(self) -> LeaseState | None:
+        """Return what another process needs to go on as the same owner."""
+        return self.lease.hand_over()
 
     async def close(self) -> None:
         """See `Store`."""

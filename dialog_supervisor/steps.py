@@ -1,7 +1,7 @@
 """A call's steps, one by one, for whoever watches it: those that begin late are told the last of what was."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import trio
@@ -44,12 +44,29 @@ class EventLog(Protocol):
 class Steps:
     """What happened in a call, and who is being told: watchers, and the event log if there is one."""
 
-    def __init__(self, log: EventLog | None = None) -> None:
-        self._log = log
+    def __init__(self) -> None:
+        self._log: EventLog | None = None
         self._began_at = trio.current_time()
         self._kept: deque[Step] = deque()
         self._kept_size = 0
         self._watchers: set[trio.MemorySendChannel[Step]] = set()
+
+    @property
+    def kept(self) -> tuple[Step, ...]:
+        """The last steps, for whoever comes later."""
+        return tuple(self._kept)
+
+    def keep_in(self, log: EventLog | None) -> None:
+        """Have the call's event log told too, if it has one."""
+        self._log = log
+
+    def take_over(self, began_at: float, kept: Iterable[Step]) -> None:
+        """Go on with a call that began then in another process, where its last steps were these."""
+        self._began_at = began_at
+        self._kept.clear()
+        self._kept_size = 0
+        for step in kept:
+            self._keep(step)
 
     def add(self, kind: str, text: str = "", fields: dict[str, str] | None = None) -> None:
         """Enter a step and tell every watcher; one who does not read is told no more."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from dialog_supervisor.lease import LeaseState
 from dialog_supervisor.records import Line, Record
 
 
@@ -84,6 +85,9 @@ class Store(Protocol):
 
     async def tidy(self, max_age_s: float) -> int:
         """Delete what owners left that were last alive longer ago than that. Return how many calls it was."""
+
+    def hand_over(self) -> LeaseState | None:
+        """Return what this process needs to go on as the same owner when it executes itself anew."""
 
     async def close(self) -> None:
         """Have nothing more of this owner here."""

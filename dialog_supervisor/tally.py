@@ -34,14 +34,52 @@ class Figures(Struct, frozen=True):
         return replace(self, begun=self.ended)
 
 
+class Marks(Struct, forbid_unknown_fields=True):
+    """What has been counted of a call under way already."""
+
+    crashed: bool = False
+    failing: bool = False
+
+
+class TallyState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A count that another process goes on with."""
+
+    turns: dict[str, int]
+    under_way: dict[str, Marks]
+    ended: int
+    well: int
+    crashed: int
+    crashes: int
+    failing: int
+
+
 class Tally:
     """One generation's count. `changed` is called after each change."""
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         self.turns: Counter[str] = Counter()  # by outcome
         self._changed = changed
-        self._under_way: dict[str, _Marks] = {}
+        self._under_way: dict[str, Marks] = {}
         self._ended = self._well = self._crashed = self._crashes = self._failing = 0
+
+    def hand_over(self) -> TallyState:
+        """Return what another process needs to go on counting."""
+        return TallyState(
+            turns=dict(self.turns),
+            under_way=self._under_way,
+            ended=self._ended,
+            well=self._well,
+            crashed=self._crashed,
+            crashes=self._crashes,
+            failing=self._failing,
+        )
+
+    def take_over(self, state: TallyState) -> None:
+        """Go on with another process's count; the calls under way are held by it already."""
+        self.turns.update(state.turns)
+        self._under_way.update(state.under_way)
+        self._ended, self._well, self._crashed = state.ended, state.well, state.crashed
+        self._crashes, self._failing = state.crashes, state.failing
 
     @property
     def under_way(self) -> int:
@@ -69,7 +107,7 @@ class Tally:
 
     def begin(self, call_id: str) -> None:
         """A call begins on this code."""
-        self._under_way[call_id] = _Marks()
+        self._under_way[call_id] = Marks()
         self._changed()
 
     def crash(self, call_id: str) -> None:
@@ -101,13 +139,6 @@ class Tally:
         self._crashed += 1
         self._crashes += 1
         self._changed()
-
-
-class _Marks(Struct):
-    """What has been counted of a call already."""
-
-    crashed: bool = False
-    failing: bool = False
 
 
 def turn_fields(turn: Turn) -> dict[str, str]:

@@ -9,19 +9,24 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import cast
+from typing import Self, cast
 
 import trio
+from msgspec import Struct
 from websockets.exceptions import ConnectionClosed, InvalidState
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import State
+from websockets.protocol import Protocol, Side, State
 from websockets.server import ServerProtocol
 
 OUTBOX_BYTES = 1 << 20  # about a minute and a half of speech as base64 in JSON, which the carrier has not taken
+UNFINISHED_BYTES = 128 << 10  # beyond a message's permitted size: heads of its frames, and pings between them
 _RECEIVE_BYTES = 64 << 10
 _CLOSE_S = 2.0  # for the other side to answer a close
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+_FIN, _CONTROL, _MASKED, _SIZE = 0x80, 0x08, 0x80, 0x7F  # bits of a frame's first two bytes (RFC 6455, 5.2)
+_EXTENDED_SIZES = {126: 2, 127: 8}  # bytes of the length that follows them
+_MASK_BYTES = 4
 
 
 class MediaSocketClosed(Exception):
@@ -31,6 +36,57 @@ class MediaSocketClosed(Exception):
         super().__init__(f"media socket closed with {code}{f' ({reason})' if reason else ''}")
         self.code = code
         self.reason = reason
+
+
+class MediaSocketState(Struct, frozen=True, forbid_unknown_fields=True):
+    """An open media socket on its way to a process that takes it over.
+
+    `unsent` are bytes that the carrier has not taken; `unfinished` those of a message whose end has not come; `messages`
+    those that came and were not read, each with whether it is text.
+    """
+
+    fd: int
+    unsent: bytes = b""
+    unfinished: bytes = b""
+    messages: tuple[tuple[bytes, bool], ...] = ()
+
+
+class Unfinished:
+    """What has come of a message whose end has not, as bytes: whoever takes the socket over is fed them again. No I/O."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._frame = 0  # where the last frame in it begins, which is not whole
+        self._wanted = 2  # how many bytes there must be to know more
+
+    def feed(self, data: bytes) -> None:
+        """Enter what was received, and forget the messages that it completes."""
+        self.data += data
+        if len(self.data) < self._wanted:
+            return
+        message, frame = 0, self._frame
+        while (end := _frame_end(self.data, frame)) <= len(self.data):
+            within_message = self.data[frame] & _CONTROL and frame != message
+            whole = self.data[frame] & _FIN and not within_message
+            frame = end
+            if whole:
+                message = frame
+        del self.data[:message]
+        self._frame, self._wanted = frame - message, end - message
+
+
+def _frame_end(data: bytearray, at: int) -> int:
+    """Return where the frame that begins at `at` ends, or how much there must be to know it (RFC 6455, 5.2)."""
+    if len(data) < at + 2:
+        return at + 2
+    size = data[at + 1] & _SIZE
+    extended = _EXTENDED_SIZES.get(size, 0)
+    begin = at + 2 + extended + (_MASK_BYTES if data[at + 1] & _MASKED else 0)
+    if not extended:
+        return begin + size
+    if len(data) < begin:
+        return begin
+    return begin + int.from_bytes(data[at + 2 : at + 2 + extended], "big")
 
 
 class Transport(ABC):
@@ -84,6 +140,11 @@ class ReadinessTransport(Transport):
         super().__init__()
         self._sock = sock
         self._fd = sock.fileno()
+
+    @property
+    def fd(self) -> int:
+        """The socket's descriptor."""
+        return self._fd
 
     async def receive(self) -> bytes:
         while True:
@@ -142,17 +203,54 @@ class StreamTransport(Transport):
 class MediaSocket:
     """A server's end of a WebSocket: whole messages in, text out. Pings are answered by the way."""
 
-    def __init__(self, transport: Transport, *, max_message_bytes: int) -> None:
+    def __init__(self, transport: Transport, protocol: Protocol, max_message_bytes: int) -> None:
         self._transport = transport
-        self._protocol = ServerProtocol(max_size=max_message_bytes)
+        self._protocol = protocol
+        self._unfinished_bytes = UNFINISHED_BYTES + max_message_bytes
         self._messages: deque[str | bytes] = deque()
         self._fragments: list[Frame] = []
+        self._unfinished = Unfinished()
 
-    async def serve(self, head: bytes, unread: bytes, serve: Callable[["MediaSocket"], Awaitable[None]]) -> None:
-        """Answer the handshake whose request is `head`, let `serve` talk, and close."""
+    @classmethod
+    def taken_over(cls, transport: Transport, state: MediaSocketState, *, max_message_bytes: int) -> Self:
+        """Return the end of an open WebSocket as another process left it."""
+        protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=max_message_bytes)
+        media = cls(transport, protocol, max_message_bytes)
+        media._messages.extend(data.decode() if text else data for data, text in state.messages)
+        if state.unsent:
+            transport.write(state.unsent)
+        media._feed(state.unfinished)
+        return media
+
+    def hand_over(self) -> MediaSocketState | None:
+        """Return what another process needs to go on with it: nothing when it is closing, or is not a plain connection's."""
+        if not isinstance(self._transport, ReadinessTransport) or self._protocol.state is not State.OPEN:
+            return None
+        unsent, rest = bytes(self._transport.pending), bytes(self._unfinished.data)
+        messages = tuple((one.encode(), True) if isinstance(one, str) else (one, False) for one in self._messages)
+        return MediaSocketState(self._transport.fd, unsent, rest, messages)
+
+    @classmethod
+    def accepted(cls, transport: Transport, head: bytes, unread: bytes, *, max_message_bytes: int) -> Self:
+        """Return the end of a connection whose handshake's request is `head`, answered; `unread` came behind it.
+
+        What `websockets` does not take for a handshake is answered with the reason, and `serve` only sends that.
+        """
+        protocol = ServerProtocol(max_size=max_message_bytes)
+        media = cls(transport, protocol, max_message_bytes)
+        protocol.receive_data(head)
+        for request in protocol.events_received():  # none if the library refuses what h11 took, such as a POST
+            protocol.send_response(protocol.accept(cast(Request, request)))
+        if unread and protocol.state is State.OPEN:
+            media._feed(unread)
+        media._flush()
+        return media
+
+    async def serve(self, serve: Callable[["MediaSocket"], Awaitable[None]]) -> None:
+        """Let `serve` talk, and close."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._transport.run)
-            if self._accept(head, unread):
+            if self._protocol.state is State.OPEN:
                 try:
                     await serve(self)
                 finally:
@@ -163,14 +261,11 @@ class MediaSocket:
                     await self._transport.room()
             nursery.cancel_scope.cancel()
 
-    def _accept(self, head: bytes, unread: bytes) -> bool:
-        self._protocol.receive_data(head)
-        for request in self._protocol.events_received():  # none if the library refuses what h11 took, such as a POST
-            self._protocol.send_response(self._protocol.accept(cast(Request, request)))
-        if unread and self._protocol.state is State.OPEN:
-            self._protocol.receive_data(unread)
-        self._flush()
-        return self._protocol.state is State.OPEN
+    def _feed(self, data: bytes) -> None:
+        self._protocol.receive_data(data)
+        self._unfinished.feed(data)
+        if len(self._unfinished.data) > self._unfinished_bytes:
+            self._protocol.fail(CloseCode.POLICY_VIOLATION, "a message comes in too many pieces")
 
     async def receive(self) -> str | bytes:
         """Return the next message: text as str, binary as bytes. Raises `MediaSocketClosed`."""
@@ -183,7 +278,7 @@ class MediaSocket:
             if self._protocol.state is not State.OPEN:
                 raise self._closed()
             if data := await self._transport.receive():
-                self._protocol.receive_data(data)
+                self._feed(data)
             else:
                 self._protocol.receive_eof()
         return self._messages.popleft()

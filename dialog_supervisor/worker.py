@@ -11,13 +11,14 @@ from pathlib import Path
 
 import structlog
 import trio
+from msgspec import Struct
 
 from dialog_supervisor import orphans
 from dialog_supervisor.cgroups import GROUPS
 from dialog_supervisor.metrics import Cause
-from dialog_supervisor.output import Output
+from dialog_supervisor.output import Output, OutputState
 from dialog_supervisor.template import STACK_SIGNAL
-from protocol.link import Link, LinkClosed, OutboxFull
+from protocol.link import Link, LinkClosed, LinkState, OutboxFull
 from protocol.messages import EXIT_WANT_OF_MEMORY, Command, Shutdown
 
 SILENCE_WARNED_OF_S = 2.0  # of a worker that sends a heartbeat a second: its caller has noticed by now
@@ -34,35 +35,73 @@ _UNANSWERING = {  # the states of a process that runs no signal handler, proc_pi
 log = structlog.get_logger("worker")
 
 
+class WorkerState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A worker on its way to a process that takes it over."""
+
+    pid: int
+    pidfd: int
+    link: LinkState
+    output: OutputState
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Return those that go along."""
+        return self.pidfd, self.link.fd, self.output.out, self.output.err, self.output.stack
+
+
 class Worker:
     """A worker from before its process exists until after it is gone.
 
     The link works from the start: what is posted to it waits in the kernel for the process to be forked. Raises OSError when
-    there are no descriptors left.
+    there are no descriptors left. With `taken_over`, the process exists, and another was its supervisor before.
     """
 
-    def __init__(self, generation: str, call_id: str) -> None:
-        self._output = Output()
-        try:
-            mine, self._theirs = socket.socketpair()
-        except OSError:
-            self._output.close()
-            raise
-        self.link: Link[Command] = Link(mine, Command)
-        self.link.introduce(generation, call_id)
+    def __init__(self, generation: str, call_id: str, taken_over: WorkerState | None = None) -> None:
         self.call_id = call_id
-        self.group = GROUPS.make()
+        self.group = GROUPS.make() if taken_over is None else GROUPS.find(taken_over.pid)
         self.pid = 0
+        self.introduced = False  # it has said Hello
         self.exited = trio.Event()
         self.exit_code: int | None = None
         self._killed_for: Cause | None = None
         self._reported = trio.Event()
         self._pidfd = -1
         self._heard_at = 0.0
+        self._theirs: socket.socket | None = None
+        if taken_over is None:
+            self._open(generation)
+        else:
+            self._output = Output(taken_over.output)
+            self.link: Link[Command] = Link.taken_over(taken_over.link, Command)
+            self.pid, self._pidfd, self.introduced = taken_over.pid, taken_over.pidfd, True
+            orphans.expect(self.pid)
+
+    def _open(self, generation: str) -> None:
+        self._output = Output.opened()
+        try:
+            mine, self._theirs = socket.socketpair()
+        except OSError:
+            self._output.close()
+            raise
+        self.link = Link(mine, Command)
+        self.link.introduce(generation, self.call_id)
+
+    def hand_over(self) -> WorkerState | None:
+        """Return what another process needs to go on with it: nothing while it begins or ends."""
+        link = self.link.hand_over()
+        if not self.introduced or self.exited.is_set() or link is None:
+            return None
+        return WorkerState(self.pid, self._pidfd, link, self._output.hand_over())
+
+    async def ready(self) -> None:
+        """Wait for the process's Hello. Raises `VersionMismatch` or `LinkClosed`."""
+        if not self.introduced:
+            await self.link.introduced()
+            self.introduced = True
 
     @property
     def theirs(self) -> tuple[int, ...]:
         """The process's descriptors, in the order of a `Fork`'s: to be handed to it, and then closed here."""
+        assert self._theirs is not None
         entrance = self.group.theirs if self.group else ()
         return (self._theirs.fileno(), *self._output.theirs, *entrance)
 
@@ -70,10 +109,15 @@ class Worker:
         """The process exists."""
         self.pid, self._pidfd = pid, pidfd
         orphans.expect(pid)
+        self._inherited()
+
+    def _inherited(self) -> None:
+        """The process has its own copies of `theirs` by now, or there will be none."""
         if self.group:
             self.group.handed_over()
-        self._theirs.close()
-        self._output.handed_over()
+        if self._theirs is not None:
+            self._theirs.close()
+        self._output.inherited()
 
     def reported(self, exit_code: int) -> None:
         """The template says how the process ended."""
@@ -214,7 +258,7 @@ class Worker:
         """Give back what this end holds. A process that still lives sees its link end, and is killed."""
         self.kill()
         self.link.close()
-        self._theirs.close()
+        self._inherited()
         self._output.close()
         if self.group and not self.exited.is_set():
             GROUPS.end(self.group)

@@ -12,7 +12,7 @@ import msgspec
 MAX_FRAME_BYTES = 1 << 20  # a message is 20 ms of audio or a few strings; a megabyte is a mistake or an attack
 _LENGTH_BYTES = 4
 
-Incoming = TypeVar("Incoming")
+Incoming = TypeVar("Incoming", bound=msgspec.Struct)
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -61,9 +61,9 @@ class FrameDecoder(Generic[Incoming]):
         self._error: ProtocolError | None = None
 
     @property
-    def pending(self) -> int:
-        """Bytes of a frame that has begun but not ended."""
-        return len(self._buffer)
+    def begun(self) -> bytes:
+        """What there is of a frame that has not ended."""
+        return bytes(self._buffer)
 
     def feed(self, data: bytes) -> list[Incoming]:
         """Return the messages completed by `data`. Raises `FrameTooLarge` or `MalformedFrame`."""

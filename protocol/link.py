@@ -21,7 +21,7 @@ KERNEL_BUFFER_BYTES = 64 << 10  # small, so that the outbox and not the kernel d
 _RECEIVE_BYTES = 64 << 10
 _REPLY_GRACE_S = 1.0  # a reply that says "timed out" should win over our own clock
 
-Incoming = TypeVar("Incoming")
+Incoming = TypeVar("Incoming", bound=msgspec.Struct)
 
 
 class LinkClosed(Exception):
@@ -40,6 +40,18 @@ class RequestFailed(Exception):
             f"{request} failed ({failure.kind}{'' if failure.code is None else f' {failure.code}'}): {failure.message}"
         )
         self.failure = failure
+
+
+class LinkState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One end of a link on its way to a process that takes it over.
+
+    `unread` are bytes that came and were not dealt with; `unsent` the frames that wait, each with whether it may be dropped.
+    """
+
+    fd: int
+    unread: bytes
+    unsent: tuple[tuple[bytes, bool], ...]
+    dropped: int
 
 
 class Outbox:
@@ -71,6 +83,10 @@ class Outbox:
         self._droppable += droppable
         if self._droppable > self._max_droppable:
             self._drop_oldest()
+
+    def waiting(self) -> tuple[tuple[bytes, bool], ...]:
+        """Return what waits, each frame with whether it may be dropped. The first may have lost its beginning."""
+        return tuple((bytes(frame), droppable) for frame, droppable in self._frames)
 
     def head(self) -> bytearray:
         """Return the bytes to send next."""
@@ -104,6 +120,7 @@ class Link(Generic[Incoming]):
         self._sock = sock
         self._fd = sock.fileno()
         self._decoder: FrameDecoder[Incoming] = FrameDecoder(incoming)
+        self._unread = b""  # by a process that had this end before
         self._inbox: deque[Incoming] = deque()
         self._outbox = Outbox()
         self._taken_at = 0.0  # when something last went out of the outbox, or first waited in it
@@ -114,6 +131,29 @@ class Link(Generic[Incoming]):
         self._ended = False  # nor will anything more come
         self._waiting: dict[int, _Waiter] = {}
         self._last_id = 0
+
+    @classmethod
+    def taken_over(cls, state: LinkState, incoming: Any) -> Self:
+        """Return the end of a link as another process left it. The introductions are over. Raises OSError."""
+        link = cls(socket.socket(fileno=state.fd), incoming)
+        for frame, droppable in state.unsent:
+            link._outbox.put(bytearray(frame), droppable=droppable)
+        link._outbox.dropped = state.dropped
+        if link._outbox:
+            link._wait_for_room()
+        link._unread = state.unread
+        return link
+
+    def hand_over(self) -> LinkState | None:
+        """Return what another process needs to go on with this end; nothing when the other side is gone.
+
+        For an end that makes no requests of its own.
+        """
+        if self._closed:
+            return None
+        taken = b"".join([encode(message) for message in self._inbox])
+        unread = taken + self._unread + self._decoder.begun
+        return LinkState(self._fd, unread, self._outbox.waiting(), self._outbox.dropped)
 
     @property
     def dropped(self) -> int:
@@ -149,6 +189,9 @@ class Link(Generic[Incoming]):
         if not self._outbox:
             self._taken_at = trio.current_time()
         self._outbox.put(frame[sent:] if sent else frame, droppable=droppable, begun=sent > 0)
+        self._wait_for_room()
+
+    def _wait_for_room(self) -> None:
         self._room = trio.Event() if self._room.is_set() else self._room
         self._work.set()
 
@@ -194,6 +237,9 @@ class Link(Generic[Incoming]):
         return self._inbox.popleft()
 
     async def _receive(self) -> bytes:
+        if self._unread:
+            unread, self._unread = self._unread, b""
+            return unread
         while not self._ended:
             try:
                 await trio.lowlevel.wait_readable(self._fd)

@@ -9,8 +9,8 @@ from typing import Literal
 import trio
 from msgspec import Struct
 
-from dialog_supervisor.carriers.playout import BYTES_PER_MS, OnTheWay, Playout
-from dialog_supervisor.websocket import MediaSocket
+from dialog_supervisor.carriers.playout import BYTES_PER_MS, OnTheWay, Playout, PlayoutState
+from dialog_supervisor.websocket import MediaSocket, MediaSocketState
 from protocol.messages import Event, Message, MessageDispatched, StartRecording, StartTranscript
 
 AHEAD_S = 300.0  # how much audio a carrier is given ahead of its playing; Twilio discards above 600 s (error 31931)
@@ -53,6 +53,18 @@ class StreamEnd(Enum):
     RELEASED = "the call is over"
 
 
+class LegState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A line on its way to a process that takes it over: `socket` is its open stream's, `carried` the carrier's own."""
+
+    counts: dict[str, int]
+    introduced: bool
+    early: tuple[Message[bytes], ...]
+    playout: PlayoutState
+    owed: tuple[str, ...]
+    socket: MediaSocketState | None
+    carried: bytes
+
+
 class Leg(ABC):
     """One call's line at a carrier. It lives as long as the call, and is served by one media socket after another.
 
@@ -67,8 +79,40 @@ class Leg(ABC):
         self._early: list[Message[bytes]] = []
         self._early_bytes = 0
         self._playout = Playout()
+        self._socket: MediaSocket | None = None  # the open stream's
+        self._opening = False  # a media socket is open, and its stream is not
+        self._taken_over = False  # an open stream is another process's, and yet to be served here
         self._owed: set[str] = set()  # recordings and transcriptions whose end the carrier has yet to tell
         self._changed = trio.Event()  # something was played or cut, or paid
+
+    # From one process to another
+
+    def hand_over(self, now: float) -> LegState | None:
+        """Return what another process needs to go on with the line: nothing while that cannot be told, as in a handshake."""
+        socket = self._socket.hand_over() if self._socket is not None else None
+        if self._opening or (socket is None) is not (self._socket is None):
+            return None
+        playout = self._playout.hand_over(now)
+        return LegState(dict(self.counts), self.introduced, tuple(self._early), playout, self.owed, socket, self._carried())
+
+    def take_over(self, state: LegState, handed_over_at: float) -> None:
+        """Go on with the line as another process left it; its open stream is to be served by `stream` again."""
+        self.counts.update(state.counts)
+        self.introduced = state.introduced
+        for message in state.early:
+            self._keep(message)
+        self._playout = Playout.taken_over(state.playout, handed_over_at)
+        self._owed.update(state.owed)
+        self._taken_over = state.socket is not None
+        self._take_over(state.carried)
+
+    @abstractmethod
+    def _carried(self) -> bytes:
+        """Return what is the carrier's own of a state."""
+
+    @abstractmethod
+    def _take_over(self, carried: bytes) -> None:
+        """Take it from another process."""
 
     # Audio to the caller
 

@@ -9,6 +9,7 @@ No I/O here: whoever calls passes the time, and sends what is returned.
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import Self
 
 from msgspec import Struct
 
@@ -59,6 +60,25 @@ class Cut:
     resend: list[tuple[str, bytes]]  # audio, each with the mark to send behind it, or ""
 
 
+class UtteranceState(Struct, frozen=True, forbid_unknown_fields=True):
+    """An utterance in a ledger that another process takes over: its chunks as (seconds until it will have ended, audio)."""
+
+    uuid: str
+    mark: str
+    total_bytes: int
+    done: bool
+    chunks: tuple[tuple[float, bytes], ...]
+
+
+class PlayoutState(Struct, frozen=True, forbid_unknown_fields=True):
+    """A ledger on its way to a process that takes it over; `ends_in_s` from now on."""
+
+    utterances: tuple[UtteranceState, ...] = ()
+    aborted: tuple[str, ...] = ()
+    resent: int = 0
+    ends_in_s: float = 0.0
+
+
 class Playout:
     """The ledger of one call's line."""
 
@@ -68,6 +88,27 @@ class Playout:
         self._resent = 0
         self._paused_at: float | None = None  # since when there is no line, and nothing is being played
         self.ends_at = 0.0  # when the carrier will have played everything
+
+    @classmethod
+    def taken_over(cls, state: PlayoutState, now: float) -> Self:
+        """Return the ledger that another process kept; `now` is when it was handed over."""
+        playout = cls()
+        for one in state.utterances:
+            chunks = deque((now + ends_in_s, audio) for ends_in_s, audio in one.chunks)
+            playout._utterances[one.uuid] = Utterance(one.uuid, one.mark, one.total_bytes, one.done, chunks)
+        playout._aborted.update(dict.fromkeys(state.aborted))
+        playout._resent, playout.ends_at = state.resent, now + state.ends_in_s
+        return playout
+
+    def hand_over(self, now: float) -> PlayoutState:
+        """Return the ledger for another process to go on with."""
+        utterances = tuple(
+            UtteranceState(
+                one.uuid, one.mark, one.total_bytes, one.done, tuple((end - now, audio) for end, audio in one.chunks)
+            )
+            for one in self._utterances.values()
+        )
+        return PlayoutState(utterances, tuple(self._aborted), self._resent, self.ends_at - now)
 
     def __bool__(self) -> bool:
         """Whether something is still to be heard, or its mark still to come."""

@@ -23,6 +23,7 @@ from dialog_supervisor.config import ConfigError
 from dialog_supervisor.figures import CONTENT_TYPE
 from dialog_supervisor.logs import mask
 from dialog_supervisor.snapshot import GenerationFailed
+from dialog_supervisor.upgrade import UpgradeFailed
 
 _RESTART_PAUSE_S = 1.0
 _CONFLICT = 409  # nothing is wrong with the request, but with what is to serve
@@ -61,6 +62,9 @@ class Controlled(Protocol):
 
     async def reload(self) -> dict[str, Any]:
         """Have the next call use the agent's code as it is now. Raises `GenerationFailed`."""
+
+    async def upgrade(self) -> dict[str, Any]:
+        """Go on as the version that is installed now. Raises `Refused` or `UpgradeFailed`."""
 
     async def rollback(self) -> dict[str, Any]:
         """End the canary, or have the next call use the code that was current before. Raises `GenerationFailed`."""
@@ -121,7 +125,7 @@ def control_app(controlled: Controlled) -> Starlette:
         async def answer(_: Request) -> Response:
             try:
                 return JSONResponse(await how())
-            except GenerationFailed as error:
+            except (GenerationFailed, UpgradeFailed, Refused) as error:
                 return JSONResponse({"error": str(error)}, _CONFLICT)
 
         return answer
@@ -138,10 +142,17 @@ def control_app(controlled: Controlled) -> Starlette:
             Route("/drain", drain, methods=["POST"]),
             Route("/undrain", undrain, methods=["POST"]),
             Route("/reload", swap(controlled.reload), methods=["POST"]),
+            Route("/upgrade", swap(controlled.upgrade), methods=["POST"]),
             Route("/rollback", swap(controlled.rollback), methods=["POST"]),
             Route("/promote", swap(controlled.promote), methods=["POST"]),
-        ]
+        ],
+        exception_handlers={Exception: _failed},  # told here, because Hypercorn has no log
     )
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    log.error("a request to the control API failed", path=request.url.path, exc_info=error)
+    return JSONResponse({"error": f"dialogd failed to answer ({type(error).__name__}); its log says more"}, 500)
 
 
 def describe(call: Call) -> dict[str, Any]:

@@ -319,6 +319,12 @@ class Dialogd:
             response = await client.request(method, path)
             return response.raise_for_status().json()
 
+    async def post(self, path: str) -> httpx.Response:
+        """Post to the control socket, and return the answer whatever it says."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.directory / "control.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client:
+            return await client.post(path)
+
     async def ctl(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `dialogctl` with this process's configuration, and return its exit code and what it wrote."""
         command = [str(DIALOGCTL), "-c", str(self.config), *arguments]

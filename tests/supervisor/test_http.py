@@ -285,3 +285,9 @@ async def test_a_media_socket_over_tls_that_drops_is_noticed(secure: Dialogd) ->
             await call.echo()
         await secure.logged(event="media socket closed", call=call.sid, code=1006)
         assert verbs(await call.after("completed")) == ["Hangup"]
+
+
+async def test_what_was_agreed_on_by_tls_cannot_be_handed_to_another_version(secure: Dialogd) -> None:
+    response = await secure.post("/upgrade")
+    assert response.status_code == 409
+    assert "let a proxy do TLS, or restart" in response.json()["error"]

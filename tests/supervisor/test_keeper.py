@@ -46,6 +46,9 @@ class Paper:
         await self._act()
         return self.found
 
+    def hand_over(self) -> None:
+        """It has nothing to prove."""
+
     async def forget(self, call_id: str) -> None:
         await self._act()
         self.forgotten.append(call_id)
@@ -86,6 +89,10 @@ class PaperCall:
         self.owes_fallback = False
         self.checkpoint = b""
         self.leg = PaperLeg()
+
+    @property
+    def worker_leg(self) -> "PaperCall":
+        return self
 
     def recovery_state(self, *, audio: bool) -> CallState:
         assert not audio

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dialog_supervisor.lease import Lease
 
@@ -72,13 +73,23 @@ def test_to_hold_what_is_held_changes_nothing(lease: Lease) -> None:
 
 def test_a_handed_over_descriptor_is_the_same_owner(lease: Lease, tmp_path: Path) -> None:
     descriptor = os.dup(lease.descriptor)
-    successor = Lease(tmp_path / "owners", lease.owner, descriptor)
+    state = lease.hand_over()
+    assert state is not None
+    successor = Lease(tmp_path / "owners", replace(state, descriptor=descriptor))
     os.close(lease.descriptor)
     lease.descriptor = -1
     successor.hold()
     assert successor.descriptor == descriptor
     assert Lease(tmp_path / "owners").lives(successor.owner)
     successor.release()
+
+
+def test_a_lease_of_another_place_is_let_go(lease: Lease, tmp_path: Path) -> None:
+    state = lease.hand_over()
+    assert state is not None
+    elsewhere = Lease(tmp_path / "elsewhere", replace(state, descriptor=os.dup(lease.descriptor)))
+    assert elsewhere.hand_over() is None
+    assert elsewhere.owner != lease.owner
 
 
 def test_only_its_user_may_look_into_its_directory(lease: Lease, tmp_path: Path) -> None:

@@ -173,20 +173,20 @@ def test_a_removed_snapshot_leaves_nothing(agent: Path, shelf: Path) -> None:
 
 def test_the_directory_is_for_this_user_alone_and_goes_with_everything_in_it(agent: Path, shelf: Path) -> None:
     with private_directory(shelf / "generations") as directory:
-        assert directory.stat().st_mode & 0o777 == 0o700
-        take(agent, directory, 1)
+        assert directory.path.stat().st_mode & 0o777 == 0o700
+        take(agent, directory.path, 1)
     assert list((shelf / "generations").iterdir()) == []
 
 
 def test_what_a_killed_dialogd_left_is_removed_by_the_next(shelf: Path) -> None:
     (shelf / "dialog-generations-old").mkdir()
     with private_directory(shelf) as directory:
-        assert list(shelf.iterdir()) == [directory]
+        assert list(shelf.iterdir()) == [directory.path]
 
 
 def test_the_directory_of_a_dialogd_that_lives_stays(shelf: Path) -> None:
     with private_directory(shelf) as other, private_directory(shelf) as directory:
-        assert set(shelf.iterdir()) == {other, directory}
+        assert set(shelf.iterdir()) == {other.path, directory.path}
 
 
 @pytest.mark.parametrize("moment", ["before it is locked", "while it is looked at"])
@@ -208,7 +208,7 @@ def test_a_directory_that_another_dialogd_takes_for_a_forsaken_one_is_made_again
     held: list[int] = []
     monkeypatch.setattr("tempfile.mkdtemp", make)
     with private_directory(shelf) as directory:
-        assert directory == made[1]
+        assert directory.path == made[1]
     for descriptor in held:
         os.close(descriptor)
 

@@ -47,7 +47,7 @@ async def first_told(state: CallState | None, leg: QuietLeg) -> list[Event]:
     )
     if state is not None:
         call.take_up(state, Unsettled(owed=("RE1",)), 60.0)
-        assert call.recovery_state(audio=True) == msgspec.structs.replace(state, deaths=(0.0,), died_here=1)
+        assert call.worker_leg.recovery_state(audio=True) == msgspec.structs.replace(state, deaths=(0.0,), died_here=1)
         assert trio.current_time() - call.started_at == 60.0
     await call.run()
     told: list[Event] = generation.told

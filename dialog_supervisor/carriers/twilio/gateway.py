@@ -14,7 +14,7 @@ from starlette.datastructures import ImmutableMultiDict
 from twilio.request_validator import RequestValidator
 from twilio.twiml.voice_response import Connect, VoiceResponse
 
-from dialog_supervisor.call import Call, Next
+from dialog_supervisor.call import Call, MakeLeg, Next
 from dialog_supervisor.carriers.base import CarrierError, Leg
 from dialog_supervisor.carriers.twilio import callbacks
 from dialog_supervisor.carriers.twilio.addresses import (
@@ -44,7 +44,6 @@ _FORM_TYPE = "application/x-www-form-urlencoded"
 log = structlog.get_logger("twilio")
 
 Form = ImmutableMultiDict[str, str]
-MakeLeg = Callable[[Callable[[Event], None]], Leg]
 
 
 class Switchboard(Protocol):
@@ -132,7 +131,7 @@ class TwilioGateway:
         if found in (Missing.ELSEWHERE, Missing.REFUSED) or form.get("CallStatus", "") in callbacks.OVER:
             return self._without(found, request)
         metadata = Metadata(call_sid, "twilio", form.get("From", ""), form.get("To", ""), dict(form))
-        call = self._switchboard.admit(metadata, partial(self._leg, metadata))
+        call = self._switchboard.admit(metadata, partial(self.leg, metadata))
         return self._busy() if call is None else self._next(call)
 
     async def _after(self, request: Request, form: Form) -> VoiceResponse:
@@ -149,7 +148,7 @@ class TwilioGateway:
         if form.get("CallStatus", "") in callbacks.OVER:
             await self._switchboard.forget(call_sid)
             return Missing.UNKNOWN
-        return await self._switchboard.resume(call_sid, lambda metadata: partial(self._leg, metadata), timeout_s)
+        return await self._switchboard.resume(call_sid, lambda metadata: partial(self.leg, metadata), timeout_s)
 
     def _without(self, why: Missing, request: Request) -> VoiceResponse:
         """Return what a caller gets whose call cannot be gone on with here."""
@@ -164,7 +163,8 @@ class TwilioGateway:
             return document
         return self._fallback()
 
-    def _leg(self, metadata: Metadata, emit: Callable[[Event], None]) -> Leg:
+    def leg(self, metadata: Metadata, emit: Callable[[Event], None]) -> Leg:
+        """Return a call's line."""
         return TwilioLeg(metadata, self._rest, self._config, lambda: self._stream_verb(metadata.call_id), emit)
 
     def _next(self, call: Call) -> VoiceResponse:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 import structlog
 import trio
+from msgspec import Struct
 
 from dialog_supervisor.carriers.base import CarrierError, Leg
 from dialog_supervisor.carriers.twilio import callbacks
@@ -18,6 +19,25 @@ from protocol.messages import Error, RecordingUrl, StartRecording, StartTranscri
 _DOWNLOADS = 64  # of one call, not yet begun
 
 log = structlog.get_logger("twilio")
+
+
+class RecordingsState(Struct, frozen=True, forbid_unknown_fields=True):
+    """The recordings of a call that another process takes over. `uncopied` are finished, and to be copied here."""
+
+    current: str
+    last: str
+    stopped: frozenset[str]
+    wanted: frozenset[str]
+    finished: frozenset[str]
+    uncopied: tuple[RecordingUrl, ...]
+
+
+class TranscriptionState(Struct, frozen=True, forbid_unknown_fields=True):
+    """The transcription of a call that another process takes over."""
+
+    current: str
+    last: str
+    over: frozenset[str]
 
 
 class Recordings:
@@ -35,7 +55,20 @@ class Recordings:
         self._changing = trio.Lock()  # two requests at a time would each find what the other is about to change
         self._wanted: set[str] = set()  # to be copied here
         self._finished: set[str] = set()
+        self._uncopied: dict[str, RecordingUrl] = {}
         self._download, self._downloads = trio.open_memory_channel[RecordingUrl](_DOWNLOADS)
+
+    def hand_over(self) -> RecordingsState:
+        """Return what another process needs to go on."""
+        sets = frozenset(self._stopped), frozenset(self._wanted), frozenset(self._finished)
+        return RecordingsState(self._current, self._last, *sets, tuple(self._uncopied.values()))
+
+    def take_over(self, state: RecordingsState) -> None:
+        """Go on as another process left it; a copy that it had begun is begun again."""
+        self._current, self._last = state.current, state.last
+        self._stopped, self._wanted, self._finished = set(state.stopped), set(state.wanted), set(state.finished)
+        for recording in state.uncopied:
+            self._completed(recording)
 
     async def start(self, request: StartRecording) -> None:
         """Begin to record. Raises `CarrierError`."""
@@ -120,12 +153,14 @@ class Recordings:
         if recording.sid in self._wanted:
             try:
                 self._download.send_nowait(recording)
+                self._uncopied[recording.sid] = recording
             except trio.WouldBlock:
                 self._not_copied(recording, f"{_DOWNLOADS} recordings of this call wait to be copied")
             return
         self._tell(recording)
 
     def _tell(self, recording: RecordingUrl) -> None:
+        self._uncopied.pop(recording.sid, None)
         self._leg.emit(recording)
         self._leg.paid(recording.sid)
 
@@ -160,6 +195,14 @@ class Transcription:
         self._last = ""
         self._over: set[str] = set()  # stopped; a report that one has begun may come after that
         self._changing = trio.Lock()
+
+    def hand_over(self) -> TranscriptionState:
+        """Return what another process needs to go on."""
+        return TranscriptionState(self._current, self._last, frozenset(self._over))
+
+    def take_over(self, state: TranscriptionState) -> None:
+        """Go on as another process left it."""
+        self._current, self._last, self._over = state.current, state.last, set(state.over)
 
     async def start(self, request: StartTranscript) -> None:
         """Begin to transcribe. Raises `CarrierError`."""

@@ -4,15 +4,22 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import msgspec
 import structlog
 import trio
+from msgspec import Struct
 from twilio.twiml.voice_response import Connect, VoiceResponse
 from websockets.frames import CloseCode
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsettled
 from dialog_supervisor.carriers.twilio import callbacks, wire
 from dialog_supervisor.carriers.twilio.addresses import Addresses
-from dialog_supervisor.carriers.twilio.recordings import Recordings, Transcription
+from dialog_supervisor.carriers.twilio.recordings import (
+    Recordings,
+    RecordingsState,
+    Transcription,
+    TranscriptionState,
+)
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.config import Config
 from dialog_supervisor.websocket import MediaSocket, MediaSocketClosed
@@ -32,6 +39,14 @@ class _NotOurs(Exception):
     def __init__(self, reason: str, code: int = CloseCode.POLICY_VIOLATION) -> None:
         super().__init__(reason)
         self.code = code
+
+
+class TwilioLine(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is Twilio's own of a line that another process takes over."""
+
+    stream_sid: str
+    recordings: RecordingsState
+    transcription: TranscriptionState
 
 
 class TwilioLeg(Leg):
@@ -56,12 +71,22 @@ class TwilioLeg(Leg):
         sid, addresses = metadata.call_id, Addresses(config.gateway.public_url)
         self._recordings = Recordings(sid, self, rest, config.recordings, addresses.callback("recording"))
         self._transcription = Transcription(sid, self, rest, addresses.callback("transcript"))
-        self._socket: MediaSocket | None = None
         self._encoder = wire.Encoder("")
         self._stream_sid = ""
         self._heard_at = 0.0
         self._serving = trio.CancelScope()
         self._end = StreamEnd.RELEASED
+
+    def _carried(self) -> bytes:
+        recordings, transcription = self._recordings.hand_over(), self._transcription.hand_over()
+        return msgspec.msgpack.encode(TwilioLine(self._stream_sid, recordings, transcription))
+
+    def _take_over(self, carried: bytes) -> None:
+        line = msgspec.msgpack.decode(carried, type=TwilioLine)
+        self._stream_sid = line.stream_sid
+        self._encoder = wire.Encoder(self._stream_sid)
+        self._recordings.take_over(line.recordings)
+        self._transcription.take_over(line.transcription)
 
     # Out
 
@@ -109,9 +134,7 @@ class TwilioLeg(Leg):
 
     async def _serve(self, socket: MediaSocket) -> StreamEnd:
         try:
-            with trio.fail_after(START_TIMEOUT_S):
-                start = await self._start(socket)
-            self._open(socket, start)
+            await self._begin(socket)
             await self._listen(socket)
         except MediaSocketClosed as closed:
             log.info("media socket closed", code=int(closed.code), reason=closed.reason)
@@ -154,12 +177,28 @@ class TwilioLeg(Leg):
             raise _NotOurs(f"the stream's format is {start.media_format.encoding}", CloseCode.UNSUPPORTED_DATA)
         return message
 
-    def _open(self, socket: MediaSocket, message: wire.Start) -> None:
-        start = message.start
+    async def _begin(self, socket: MediaSocket) -> None:
+        """Wait until the stream has begun, unless that was told to another process, and take part in it."""
+        message = None
+        if not self._taken_over:
+            self._opening = True
+            try:
+                with trio.fail_after(START_TIMEOUT_S):
+                    message = await self._start(socket)
+            finally:
+                self._opening = False
+        self._taken_over = False
         self._socket = socket
+        self._heard_at = trio.current_time()
+        if message is not None:
+            self._introduce(message)
+        self.open = True
+        self.opened()
+
+    def _introduce(self, message: wire.Start) -> None:
+        start = message.start
         self._stream_sid = start.stream_sid or message.stream_sid
         self._encoder = wire.Encoder(self._stream_sid)
-        self._heard_at = trio.current_time()
         if not self.introduced:
             self.introduced = True
             known = self._metadata
@@ -167,8 +206,6 @@ class TwilioLeg(Leg):
                 Metadata(known.call_id, known.carrier, known.caller, known.callee, known.fields, start.custom_parameters)
             )
             self.emit(StreamingStarted(self._stream_sid, _ENCODING, 8000))
-        self.open = True
-        self.opened()
 
     async def _receive(self, socket: MediaSocket) -> wire.Incoming | None:
         """Return the next message, or None for one that was counted and dropped."""

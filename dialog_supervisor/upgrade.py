@@ -1,0 +1,159 @@
+"""Replacing dialogd's own code without a gap: the process re-executes itself, and what it holds goes through a memfd.
+
+An exec keeps the process: its id, its children, the descriptors that it is told to keep, and what the kernel has buffered in
+them. So nobody at the other end of a socket notices, and nothing has to be sent from one process to another.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from dialog_supervisor.handover import VERSION, Handover
+from protocol.messages import PROTOCOL_VERSION
+
+HANDOVER_OPTION, CHECK_OPTION = "--handover", "--check-handover"  # of dialogd; each is followed by a descriptor
+CHECK_TIMEOUT_S = 60.0  # for the new version to be imported, and to read what it would be handed
+STILL_TIMEOUT_S = 15.0  # for what is under way with a carrier to be done: its API is given ten seconds
+_POLL_S = 0.02
+_STDERR_FD = 2
+_HELD_BACK = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # while nobody is there to handle them
+
+
+class UpgradeFailed(Exception):
+    """The process goes on as it is; the message says why, and what to do."""
+
+
+class _Head(Struct):
+    """What any version can read of a handover."""
+
+    version: int
+    protocol: int
+
+
+def write(handover: Handover) -> int:
+    """Return a memfd with the state. Raises OSError."""
+    fd = os.memfd_create("dialogd-handover", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(msgspec.msgpack.encode(handover, enc_hook=str))  # a Path
+    return fd
+
+
+def read(fd: int) -> Handover:
+    """Return the state in a memfd. Raises `UpgradeFailed` when this version cannot go on with it."""
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+        head = msgspec.msgpack.decode(data, type=_Head)
+        if (head.version, head.protocol) == (VERSION, PROTOCOL_VERSION):
+            return msgspec.msgpack.decode(data, type=Handover, dec_hook=lambda kind, value: kind(value))
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UpgradeFailed(f"the state of the calls cannot be read by this version of dialogd: {error}") from None
+    raise UpgradeFailed(
+        f"calls under way are in versions {head.version} (state) and {head.protocol} (pipe), and this dialogd speaks "
+        f"{VERSION} and {PROTOCOL_VERSION}; restart it instead: the calls are then resumed from the store"
+    )
+
+
+def command(option: str, fd: int) -> list[str]:
+    """Return how this process was started, with an option instead of the one it may have been handed its state with."""
+    arguments = iter(sys.orig_argv[1:])
+    kept = []
+    for argument in arguments:
+        if argument == HANDOVER_OPTION:
+            next(arguments, None)
+        else:
+            kept.append(argument)
+    return [sys.executable, *kept, option, str(fd)]
+
+
+async def check(handover: Handover) -> None:
+    """Have the version that is installed now read the state, and do nothing with it. Raises `UpgradeFailed`."""
+    fd = write(handover)
+    try:
+        with trio.fail_after(CHECK_TIMEOUT_S):
+            done = await trio.run_process(
+                command(CHECK_OPTION, fd),
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+    except OSError as error:
+        raise UpgradeFailed(f"{sys.executable} cannot be run: {error.strerror}") from None
+    except trio.TooSlowError:
+        raise UpgradeFailed(f"the installed version did not read the state within {CHECK_TIMEOUT_S:g} s") from None
+    finally:
+        os.close(fd)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().removeprefix("dialogd: ")
+        raise UpgradeFailed(f"the installed version refuses: {said or f'exit code {done.returncode}'}")
+
+
+async def still(capture: Callable[[], Handover | str]) -> Handover:
+    """Return the state as soon as it can be told, without a checkpoint after that. Raises `UpgradeFailed`.
+
+    `capture` returns it, or says what stands in the way.
+    """
+    give_up_at = trio.current_time() + STILL_TIMEOUT_S
+    while isinstance(found := capture(), str):
+        if trio.current_time() > give_up_at:
+            raise UpgradeFailed(f"after {STILL_TIMEOUT_S:g} s still {found}; try again")
+        await trio.sleep(_POLL_S)
+    return found
+
+
+def execute(handover: Handover) -> NoReturn:
+    """Become the version that is installed now. Raises `UpgradeFailed`."""
+    try:
+        fd = write(handover)
+    except OSError as error:
+        raise UpgradeFailed(f"the state cannot be written: {error.strerror}") from None
+    with _kept([*handover.descriptors(), fd]):
+        sys.stdout.flush()
+        try:
+            os.execv(sys.executable, command(HANDOVER_OPTION, fd))
+        except OSError as error:
+            os.close(fd)
+            raise UpgradeFailed(f"{sys.executable} cannot be run: {error.strerror}") from None
+
+
+@contextmanager
+def _kept(fds: Collection[int]) -> Iterator[None]:
+    """Inside, an exec keeps these descriptors, and signals wait for whoever comes after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > _STDERR_FD:
+            with suppress(OSError):  # the listing's own
+                os.set_inheritable(fd, fd in fds)  # some libraries leave theirs so, Hypercorn for one
+    try:
+        yield
+    finally:
+        for fd in fds:
+            with suppress(OSError):  # the state's own is closed
+                os.set_inheritable(fd, False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def receive(fd: int) -> Handover:
+    """After the exec: return the state, and keep its descriptors from children. Raises `UpgradeFailed`."""
+    handover = read(fd)
+    os.close(fd)
+    for one in handover.descriptors():
+        try:
+            os.set_inheritable(one, False)
+        except OSError as error:
+            raise UpgradeFailed(f"descriptor {one} is not there ({error.strerror}); use dialogctl upgrade") from None
+    return handover
+
+
+def let_signals_in() -> None:
+    """After the exec, when there is somebody to handle them: take the signals that were held back."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
