@@ -35,10 +35,11 @@ class Usage(NamedTuple):
 
 
 class Budget:
-    """One worker's CPU time over a sliding minute. No I/O."""
+    """One worker's CPU time over a sliding minute; what it had before the first sample counts if it was `new`. No I/O."""
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, *, new: bool = True) -> None:
         self._limit_s = limit_s
+        self._new = new
         self._samples: deque[tuple[float, float]] = deque()  # when, and how much since the start
         self._warned: tuple[float, float] | None = None
 
@@ -50,7 +51,7 @@ class Budget:
     def take(self, now: float, cpu_s: float) -> Verdict | None:
         """Take a sample, and say what it calls for: first a warning; then, unless the worker has slowed down, its end."""
         if not self._samples:
-            self._samples.append((now - PASS_S, 0.0))  # what it had at its start counts
+            self._samples.append((now - PASS_S, 0.0 if self._new else cpu_s))
         self._samples.append((now, cpu_s))
         while self._samples[1][0] <= now - WINDOW_S:
             self._samples.popleft()
@@ -112,14 +113,14 @@ class Meter:
 
     async def _look_at_all(self, nursery: trio.Nursery) -> None:
         workers = [worker for worker in self._workers() if worker.pid]
-        self._budgets = {worker: self._budgets.get(worker) or self._budget() for worker in workers}
+        self._budgets = {worker: self._budgets.get(worker) or self._budget(worker) for worker in workers}
         for worker, budget in self._budgets.items():
             if not worker.exited.is_set():
                 self._look_at(worker, budget, nursery)
             await trio.sleep(_PAUSE_S)
 
-    def _budget(self) -> Budget:
-        return Budget(self._limits.cpu_seconds_per_minute)
+    def _budget(self, worker: Worker) -> Budget:
+        return Budget(self._limits.cpu_seconds_per_minute, new=not worker.taken_over)
 
     def _look_at(self, worker: Worker, budget: Budget, nursery: trio.Nursery) -> None:
         try:

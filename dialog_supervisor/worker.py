@@ -60,6 +60,7 @@ class Worker:
         self.group = GROUPS.make() if taken_over is None else GROUPS.find(taken_over.pid)
         self.pid = 0
         self.introduced = False  # it has said Hello
+        self.taken_over = taken_over is not None
         self.exited = trio.Event()
         self.exit_code: int | None = None
         self._killed_for: Cause | None = None

@@ -51,6 +51,11 @@ def test_several_threads_use_it_up_faster() -> None:
     assert verdicts(Budget(30), (0, 4.0), until=8)[0] == (8, "warn")
 
 
+def test_what_one_had_before_it_was_looked_at_counts_only_if_it_was_new() -> None:
+    assert Budget(30).take(3600, 100.0) == "warn"
+    assert Budget(30, new=False).take(3600, 100.0) is None
+
+
 def test_only_the_last_minute_counts() -> None:
     budget = Budget(30)
     assert verdicts(budget, (0, 0.4), until=1200) == []
