@@ -1,7 +1,7 @@
 """What of this dialogd goes to the next, which is the same process executed anew, and what comes from the one before."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 import trio
@@ -11,7 +11,7 @@ from dialog_supervisor.connections import Listener
 from dialog_supervisor.generations import Generations
 from dialog_supervisor.handover import Handover
 from dialog_supervisor.switchboard import Switchboard
-from dialog_supervisor.upgrade import UpgradeFailed, check, execute, still
+from dialog_supervisor.upgrade import UpgradeFailed, check, execute, holding_signals, still
 from protocol.messages import Metadata
 
 _ANSWER_S = 0.1  # for the answer to whoever asked to be on its way
@@ -79,10 +79,10 @@ class Succession:
         await trio.sleep(_ANSWER_S)
         try:
             async with self._generations.unchanged():
-                with listener.paused():
-                    handover = await still(lambda: self._hand_over(listener))
+                with listener.paused(), holding_signals() as held:
+                    handover = await still(lambda: self._hand_over(listener, held))
                     log.info("dialogd is executed anew", calls=len(handover.calls))
-                    execute(handover)
+                    execute(handover, held)
         except UpgradeFailed as error:
             self._give_up(error)
 
@@ -90,9 +90,11 @@ class Succession:
         self.failed, self.under_way = str(error), False
         log.error("the upgrade failed, and nothing has changed", reason=str(error))
 
-    def _hand_over(self, listener: Listener) -> Handover | str:
-        """Return everything for the next version, or what stands in the way of that."""
+    def _hand_over(self, listener: Listener, held: Collection[int] = ()) -> Handover | str:
+        """Return everything for the next version, or what stands in the way of that. Raises `UpgradeFailed`."""
         now, admission = trio.current_time(), self._switchboard.admission
+        if held or admission.stopping:
+            raise UpgradeFailed("a signal came first")
         calls = {call.id: call.hand_over(now) for call in self._switchboard.calls.values()}
         told = tuple(transit for transit in calls.values() if transit is not None)
         if len(told) < len(calls):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -103,21 +104,37 @@ async def still(capture: Callable[[], Handover | str]) -> Handover:
     `capture` returns it, or says what stands in the way.
     """
     give_up_at = trio.current_time() + STILL_TIMEOUT_S
-    while isinstance(found := capture(), str):
+    while True:
+        await trio.sleep(_POLL_S)  # also at first: what has come until now is dealt with
+        if not isinstance(found := capture(), str):
+            return found
         if trio.current_time() > give_up_at:
             raise UpgradeFailed(f"after {STILL_TIMEOUT_S:g} s still {found}; try again")
-        await trio.sleep(_POLL_S)
-    return found
 
 
-def execute(handover: Handover) -> NoReturn:
-    """Become the version that is installed now. Raises `UpgradeFailed`."""
+@contextmanager
+def holding_signals() -> Iterator[list[int]]:
+    """Inside, signals are only collected, in what this yields; afterwards they are sent again, to who handles them then."""
+    held: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in _HELD_BACK}
+    try:
+        yield held
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for came in held:
+            os.kill(os.getpid(), came)
+
+
+def execute(handover: Handover, held: Collection[int]) -> NoReturn:
+    """Become the version that is installed now, which gets the signals that were `held`. Raises `UpgradeFailed`."""
     try:
         fd = write(handover)
     except OSError as error:
         raise UpgradeFailed(f"the state cannot be written: {error.strerror}") from None
     with _kept([*handover.descriptors(), fd]):
-        sys.stdout.flush()
+        for number in held:
+            signal.pthread_kill(threading.get_ident(), number)  # a blocked signal waits, also through an exec
         try:
             os.execv(sys.executable, command(HANDOVER_OPTION, fd))
         except OSError as error:

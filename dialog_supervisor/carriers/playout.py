@@ -71,12 +71,13 @@ class UtteranceState(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PlayoutState(Struct, frozen=True, forbid_unknown_fields=True):
-    """A ledger on its way to a process that takes it over; `ends_in_s` from now on."""
+    """A ledger on its way to a process that takes it over; `ends_in_s` from now on, `paused_s` until now."""
 
     utterances: tuple[UtteranceState, ...] = ()
     aborted: tuple[str, ...] = ()
     resent: int = 0
     ends_in_s: float = 0.0
+    paused_s: float | None = None
 
 
 class Playout:
@@ -98,6 +99,7 @@ class Playout:
             playout._utterances[one.uuid] = Utterance(one.uuid, one.mark, one.total_bytes, one.done, chunks)
         playout._aborted.update(dict.fromkeys(state.aborted))
         playout._resent, playout.ends_at = state.resent, now + state.ends_in_s
+        playout._paused_at = None if state.paused_s is None else now - state.paused_s
         return playout
 
     def hand_over(self, now: float) -> PlayoutState:
@@ -108,7 +110,8 @@ class Playout:
             )
             for one in self._utterances.values()
         )
-        return PlayoutState(utterances, tuple(self._aborted), self._resent, self.ends_at - now)
+        paused_s = None if self._paused_at is None else now - self._paused_at
+        return PlayoutState(utterances, tuple(self._aborted), self._resent, self.ends_at - now, paused_s)
 
     def __bool__(self) -> bool:
         """Whether something is still to be heard, or its mark still to come."""

@@ -273,6 +273,15 @@ def test_what_is_sent_again_after_a_cut_is_told_by_its_new_mark_also_later() -> 
     assert after.marked(mark, 1.5) == MessageDispatched("b", 1000, 1000, interrupted=False)
 
 
+def test_what_a_caller_had_still_to_hear_when_the_line_was_lost_is_known_also_later() -> None:
+    before = Playout()
+    before.post("a", bytes(8000), done=True, now=0.0)
+    before.pause(0.25)
+    after = Playout.taken_over(as_bytes_and_back(before.hand_over(3.0)), 3.0)
+    assert after.paused
+    assert [len(audio) for _, audio in after.resume(5.0)] == [6000]
+
+
 # The line
 
 
