@@ -18,7 +18,8 @@ from dialog_supervisor.sections import WorkersConfig
 
 OWN = "dialogd"  # also systemd's DelegateSubgroup=, where it has that
 _WORKER = "worker"  # worker-<dialogd's pid>-<token>
-_WANTED = ("memory", "pids")  # controllers
+_WANTED = ("memory", "pids", "cpu")  # controllers
+_CPU_WEIGHT = 1_000  # of dialogd and its templates, where a worker with all that it starts has 100, and all others have too
 _MARKS = ("user.delegate", "trusted.delegate")  # extended attributes by which systemd tells that a group is not its own
 _PREDECESSOR_S, _POLL_S = 5.0, 0.05  # what a killed dialogd left notices that, and ends
 _UNITS = (".service", ".scope", ".slice")
@@ -145,6 +146,8 @@ class Groups:
         try:
             self._base = await _free_for_groups(own or _own())
             self._controllers = tuple(_enable(self._base))
+            with suppress(FileNotFoundError):  # the controller is not there
+                _write(self._base / OWN / "cpu.weight", str(_CPU_WEIGHT))
         except (NoGroups, OSError) as error:
             self._reason = str(error)
             log.info("workers have no control groups of their own", reason=self._reason)

@@ -124,6 +124,7 @@ def _show_status(*, json: bool) -> None:
     states = ", ".join(f"{count} {state}" for state, count in found["states"].items() if count)
     print(f"{found['calls']} calls{f' ({states})' if states else ''}, {found['workers']} workers{_memory(found)}")
     print(_machine(found["machine"]))
+    print(_groups(found["cgroup"]))
     refused = ", ".join(f"{count} {reason}" for reason, count in found["refused"].items() if count)
     if refused:
         print(f"refused since the start: {refused}")
@@ -143,6 +144,12 @@ def _machine(found: dict[str, Any]) -> str:
     memory = "unknown" if found["free_memory"] is None else f"{found['free_memory'] // 1_000_000} MB"
     load = "unknown" if found["load"] is None else f"{found['load']:.1f} for each CPU"
     return f"{memory} of memory free, load {load}"
+
+
+def _groups(found: dict[str, Any]) -> str:
+    if found["path"] is None:
+        return f"no control groups: {found['reason']}"
+    return f"control groups in {found['path']}, limiting {', '.join(found['controllers']) or 'nothing'}"
 
 
 def _readiness(found: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from dialog_worker import Agent, Media, Message, VoIP
 
@@ -50,7 +51,7 @@ class Crowded(Agent):
         self.voip.post(Message("echo", media.payload))
 
     async def on_dtmf(self, dtmf) -> None:
-        {"1": self.hide, "2": self.fill, "3": self.multiply}[dtmf.digit]()
+        {"1": self.hide, "2": self.fill, "3": self.multiply, "4": self.explode}[dtmf.digit]()
 
     def hide(self) -> None:
         subprocess.Popen(["setsid", "sleep", "60"])
@@ -60,6 +61,13 @@ class Crowded(Agent):
     def fill(self) -> None:
         for _ in range(4):
             subprocess.Popen([sys.executable, "-c", GREEDY])
+
+    def explode(self) -> None:
+        if os.fork() == 0:
+            while True:
+                with suppress(OSError):
+                    if os.fork() == 0:
+                        os.setsid()
 
     def multiply(self) -> None:
         try:
@@ -190,6 +198,27 @@ async def test_a_worker_starts_no_more_processes_than_it_may(home: Path | None, 
         assert (await dialogd.step(call.sid, kind="refused"))["text"] == os.strerror(11)
         await call.echo()
     await dialogd.logged(event="worker was refused processes (cgroup)", call=call.sid)
+
+
+async def test_a_fork_bomb_neither_disturbs_another_call_nor_leaves_anything(home: Path | None, dialogd: Dialogd) -> None:
+    if home is None or not {"pids", "cpu"} <= set((await dialogd.ask("/status"))["cgroup"]["controllers"]):
+        return
+    await none_left(home)
+    before = set(dialogd.processes())
+    async with Twilio(dialogd) as twilio, twilio.streaming() as other:
+        async with twilio.streaming() as call:
+            await other.echo()
+            await call.press("4")
+            while len(dialogd.processes()) < PROCESSES:  # noqa: ASYNC110 - other processes
+                await trio.sleep(0.02)
+            for _ in range(50):
+                await other.echo()
+        await dialogd.ended(call.sid)
+        await dialogd.logged(event="worker was refused processes (cgroup)", call=call.sid)
+        await other.echo()
+    assert (await dialogd.ended(other.sid))["media_dropped"] == 0
+    await none_left(home)
+    assert set(dialogd.processes()) == before
 
 
 async def test_what_a_killed_dialogd_left_is_removed_by_the_next(tmp_path: Path) -> None:

@@ -55,7 +55,13 @@ class Kernel:
     def make(self, path: Path) -> None:
         os.mkdir(path)
         files = {"cgroup.type": "domain", "cgroup.procs": "", "cgroup.kill": "", "cgroup.subtree_control": ""}
-        limits = {"memory.max": "max", "memory.swap.max": "max", "memory.oom.group": "0", "pids.max": "max"}
+        limits = {
+            "memory.max": "max",
+            "memory.swap.max": "max",
+            "memory.oom.group": "0",
+            "pids.max": "max",
+            "cpu.weight": "100",
+        }
         for name, text in (files | limits | {"cgroup.controllers": self._controllers}).items():
             (path / name).write_text(f"{text}\n")
 
@@ -85,9 +91,10 @@ def entered(kernel: Kernel, own: Path | None = None) -> Groups:
 
 
 def test_dialogd_moves_out_of_the_way_and_has_the_groups_limited(kernel: Kernel) -> None:
-    assert entered(kernel).describe() == {"path": str(kernel.path), "controllers": ["memory", "pids"]}
+    assert entered(kernel).describe() == {"path": str(kernel.path), "controllers": ["memory", "pids", "cpu"]}
+    assert said(kernel.path / "dialogd" / "cpu.weight") == "1000"
     assert int(said(kernel.path / "dialogd" / "cgroup.procs").split()[0]) == os.getpid()
-    assert said(kernel.path / "cgroup.subtree_control") == "+pids"  # the last that was written
+    assert said(kernel.path / "cgroup.subtree_control") == "+cpu"  # the last that was written
 
 
 def test_where_it_is_out_of_the_way_already_it_stays(kernel: Kernel) -> None:
