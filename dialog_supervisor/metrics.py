@@ -35,6 +35,7 @@ REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
 CALLS_BEGUN = Counter("dialog_calls_begun", "Calls that were taken.", registry=REGISTRY)
+CALLS_TAKEN_UP = Counter("dialog_calls_taken_up", "Calls that a dialogd that died has left.", registry=REGISTRY)
 CALLS_ENDED = Counter(
     "dialog_calls_ended",
     "Calls that are over: who ended them (the line's own end is the caller's), and whether the caller got the fallback.",

@@ -94,11 +94,12 @@ class Switchboard:
         await self.keeper.forget(call_id)
 
     def _begin(self, metadata: Metadata, make_leg: MakeLeg, record: Record | None) -> Call | None:
-        why = self.admission.objection(len(self.calls)) or self._machine.lack
+        lack = None if record else self._machine.lack  # what goes on had its share before, and the average has it still
+        why = self.admission.objection(len(self.calls)) or lack
         if why is not None or self._nursery is None:
             self._refuse(metadata.call_id, why or "draining")
             return None
-        generation = self._generations.for_next_call()
+        generation = self._generations.current if record else self._generations.for_next_call()
         try:
             call = self._make(metadata, make_leg, generation)
         except OSError as error:
@@ -107,6 +108,7 @@ class Switchboard:
             return None
         if record is not None:
             call.take_up(record.state, record.unsettled, record.age_s)
+            metrics.CALLS_TAKEN_UP.inc()
         metrics.CALLS_BEGUN.inc()
         generation.hold(call.id)
         self._run(call, generation)

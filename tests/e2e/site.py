@@ -28,9 +28,14 @@ class Site:
         self.store = store
         self.place = Place(PUBLIC_URL, listener.getsockname()[1])
         self._listener = listener
-        agent = write_agent(directory / "agent", COUNTER)
-        kept = {"path": str(store), **sections.get("store", {})}
-        self.config = write_config(directory, agent, **{**sections, "store": kept})
+        self._agent = write_agent(directory / "agent", COUNTER)
+        self.config = directory / "dialog.toml"
+        self.configure(**sections)
+
+    def configure(self, **sections: Mapping[str, object]) -> None:
+        """Write the configuration of the next dialogd."""
+        kept = {"path": str(self.store), **sections.get("store", {})}
+        write_config(self.config.parent, self._agent, **{**sections, "store": kept})
 
     @contextmanager
     def dialogd(self, **environ: str) -> Iterator[Dialogd]:

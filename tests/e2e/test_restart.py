@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.e2e.scrape import scrape
 from tests.e2e.site import TAKEN_UP, Site, counting, goes_on, kept, kept_calls, site
 from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
 
@@ -42,6 +43,7 @@ async def test_twenty_conversations_go_on_when_dialogd_is_killed_and_started_aga
                 nursery.start_soon(goes_on, second, call, key)
         assert len(second.find(event=TAKEN_UP)) == CALLS
         assert len(second.find(event="call ended")) == CALLS
+        assert (await scrape(second)).value("dialog_calls_taken_up_total") == CALLS
         await kept(here, {})
 
 
@@ -167,6 +169,16 @@ async def test_a_call_is_not_taken_up_where_none_is_taken(tmp_path: Path) -> Non
                 async with twilio.streaming():
                     assert verbs(await call.after()) == ["Say", "Hangup"]
                 assert (await second.ask("/status"))["refused"]["max_calls"] == 1
+
+
+async def test_a_call_is_taken_up_also_where_the_machine_has_no_room_for_a_new_one(here: Site, twilio: Twilio) -> None:
+    with here.dialogd() as first:
+        async with counting(here, twilio) as call:
+            await first.killed()
+    here.configure(calls={"min_free_memory": 1 << 50})
+    with here.dialogd() as second:
+        assert verbs(await PhoneCall(twilio).ring()) == ["Say", "Hangup"]
+        await goes_on(second, call)
 
 
 async def test_without_a_store_the_caller_is_hung_up_on(tmp_path: Path) -> None:
