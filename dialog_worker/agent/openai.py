@@ -271,7 +271,7 @@ class OpenAIAgent(Agent):
             for call in answer.tool_calls:
                 result = await self._call_tool(call)
                 self.history.append({"role": "tool", "tool_call_id": call.id, "content": result})
-                self._unsaved_change()
+                self.save()  # at once: a result that is lost may have it done twice
             if self.interrupted:
                 return
             uuid = new_uuid()

@@ -107,6 +107,15 @@ async def test_a_tool_whose_result_was_lost_is_not_called_again_unasked() -> Non
         assert server.requests[-1]["messages"][-1]["content"] == LOST_RESULT
 
 
+async def test_a_tools_result_is_saved_before_anything_else_happens() -> None:
+    async with model_server() as server:
+        server.scripts = [tool_call("book_table", '{"people":2,"time":"20:00"}'), text("It is booked.")]
+        async with scripted_call(Desk(server)) as call:
+            await call.caller_says("book it")
+            await call.until("tool")
+            assert recall(call.saved[-1]).history[-1]["role"] == "tool"
+
+
 async def test_a_restored_agent_does_not_greet_again() -> None:
     class Greeter(Receptionist):
         greeting = "Hi."
