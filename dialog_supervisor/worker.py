@@ -23,7 +23,7 @@ from protocol.messages import EXIT_WANT_OF_MEMORY, Command, Shutdown
 
 SILENCE_WARNED_OF_S = 2.0  # of a worker that sends a heartbeat a second: its caller has noticed by now
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
-UNREAD_LIMIT_S = 6.0  # of a worker whose loop turns; with what the kernel holds, within what the next worker is told of
+UNREAD_LIMIT_S = 5.0  # of a worker whose loop turns; with what the kernel holds, within what the next worker is told of
 LAG_LIMIT_MS = 500  # a caller hears half a second
 _STATUS_GRACE_S = 0.5  # for the template's report to follow the pidfd's
 _UNANSWERING = {  # the states of a process that runs no signal handler, proc_pid_stat(5)
