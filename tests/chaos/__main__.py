@@ -78,7 +78,7 @@ async def _play_all(faults: Sequence[Fault], directory: Path, repeat: int) -> li
         voices = await synthesised(server)
         for number, fault in enumerate(faults, 1):
             for played in range(1, PLAYED_AT_MOST + 1):
-                row = await play(fault, directory / f"{number:02}-{played}", server, voices, repeat)
+                row = await play(fault, directory / f"{number:02}-{played}", server, voices, struck=repeat)
                 row = msgspec.structs.replace(row, played=played)
                 if row.right:
                     break

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import trio
 from msgspec import Struct
 
@@ -18,6 +19,7 @@ from tests.chaos.verdict import CONCERNED, Record, broken, disturbed, handed_ove
 CALLS = 10
 BYSTANDERS = 5  # who talk while the next calls come
 ARRIVE_APART_S = 0.4
+STRIKE_PATIENCE_S = 20.0  # for a moment at which to strike
 STRIKE_APART_S = 2.5  # while one call recovers, others are being struck
 LONGEST_S = 240.0  # of a batch; none that is right takes half as long
 
@@ -55,13 +57,22 @@ class Row(Struct, frozen=True):
 
 
 class Talk:
-    """One call with its caller, and when it was struck."""
+    """One call with its caller."""
 
-    def __init__(self, call: Call, caller: Caller) -> None:
+    def __init__(self, stage: Stage, call: Call, caller: Caller) -> None:
         self.call = call
         self.caller = caller
-        self.struck_at = math.inf
-        self.through_when_struck = 0
+        self._stage = stage
+
+    @property
+    def clock(self) -> float:
+        """When the call began, on the machine's monotonic clock."""
+        return time.monotonic() - self.call.now()
+
+    @property
+    def struck_at(self) -> float:
+        """When it was struck, in its seconds; never, as it were, if it was not."""
+        return self._stage.struck_at.get(self.call.sid, math.inf) - self.clock
 
     async def run(self) -> None:
         """Place the call and talk."""
@@ -72,7 +83,8 @@ class Talk:
 
     async def over_it(self) -> None:
         """Wait until the fault cannot show any more."""
-        await self.caller.until_through(self.through_when_struck + CONCERNED)
+        before = sum(one.answered_at is not None and one.answered_at < self.struck_at for one in self.caller.exchanges)
+        await self.caller.until_through(before + CONCERNED)
 
     async def leave_when_over_it(self) -> None:
         """Have the caller hang up then."""
@@ -87,41 +99,54 @@ class Talk:
 class Batch:
     """Ten calls on one dialogd, and a fault."""
 
-    def __init__(self, fault: Fault, stage: Stage, voices: Voices, struck: int) -> None:
+    def __init__(self, fault: Fault, stage: Stage, voices: Voices, struck: int, calls: int) -> None:
+        self._calls = calls
         self._fault = fault
         self._stage = stage
         self._voices = voices
         self._count = struck
         self._talks: list[Talk] = []
+        self._plays = {
+            "each": self._strike_each,
+            "all": self._strike_all,
+            "own": self._strike_each_at_its_moment,
+            "dialogd": self._strike_dialogd,
+            "next": self._strike_before_each,
+        }
 
     async def run(self) -> Row:
         """Play it."""
         began_at = trio.current_time()
         before = await self._stage.traces()
-        play = {"each": self._strike_each, "all": self._strike_all, "next": self._strike_before_each}[self._fault.scope]
-        with trio.fail_after(LONGEST_S):
+        play = self._plays[self._fault.scope]
+        with trio.move_on_after(LONGEST_S) as patience:
             async with trio.open_nursery() as calls:
-                for _ in range(BYSTANDERS if self._fault.scope == "next" else CALLS):
+                for _ in range(self._calls):
                     self._begin(calls)
                     await trio.sleep(ARRIVE_APART_S)
-                await self._talks[-1].caller.until_through(1)
                 await play(calls)
                 for talk in self._talks:
                     talk.caller.enough.set()
-            for talk in self._talks:
-                await self._stage.ended(talk.call)
+            await self._stage.all_ended()
+        if patience.cancelled_caught:
+            self._stage.complain(f"it was not over after {LONGEST_S:g} s")
         left = await self._stage.leftovers(before) + await self._stage.stop()
         return self._row(left, trio.current_time() - began_at)
 
     def _begin(self, calls: trio.Nursery) -> Talk:
         call = self._stage.call()
         caller = Caller(call, self._voices, self._stage.number(call), repeats=self._fault.may_repeat)
-        talk = Talk(call, caller)
+        talk = Talk(self._stage, call, caller)
         self._talks.append(talk)
         calls.start_soon(talk.run)
         return talk
 
+    async def _all_talk(self) -> None:
+        for talk in self._talks:
+            await talk.caller.until_through(1)
+
     async def _strike_each(self, _calls: trio.Nursery) -> None:
+        await self._all_talk()
         victims = self._talks[: self._count]
         for talk in victims:
             await self._strike(talk)
@@ -129,26 +154,42 @@ class Batch:
         for talk in victims:
             await talk.over_it()
 
-    async def _strike_all(self, _calls: trio.Nursery) -> None:
+    async def _strike_all(self, calls: trio.Nursery) -> None:
+        await self._all_talk()
+        await self._strike_each_at_its_moment(calls)
+
+    async def _strike_each_at_its_moment(self, _calls: trio.Nursery) -> None:
         async with trio.open_nursery() as blows:
             for talk in self._talks:
                 blows.start_soon(self._strike, talk)
         for talk in self._talks:
             await talk.over_it()
 
+    async def _strike_dialogd(self, _calls: trio.Nursery) -> None:
+        await self._all_talk()
+        for talk in self._talks:
+            self._stage.struck(talk.call)
+        await self._fault.strike(self._stage, self._talks[0].call)
+        for talk in self._talks:
+            await talk.over_it()
+
     async def _strike_before_each(self, calls: trio.Nursery) -> None:
+        await self._all_talk()
         async with trio.open_nursery() as leaving:
             for _ in range(self._count):
                 await self._fault.strike(self._stage, self._talks[0].call)
                 talk = self._begin(calls)
-                talk.struck_at = 0.0
+                self._stage.struck(talk.call)
                 leaving.start_soon(talk.leave_when_over_it)
                 await trio.sleep(2 * STRIKE_APART_S)
 
     async def _strike(self, talk: Talk) -> None:
-        talk.struck_at, talk.through_when_struck = talk.call.now(), talk.caller.through
         self._stage.struck(talk.call)
-        await self._fault.strike(self._stage, talk.call)
+        try:
+            with trio.fail_after(STRIKE_PATIENCE_S):
+                await self._fault.strike(self._stage, talk.call)
+        except (trio.TooSlowError, httpx.HTTPError, OSError) as error:  # it is over, or has no worker
+            self._stage.complain(f"call {self._stage.number(talk.call)} could not be struck: {error!r}")
 
     def _row(self, left: Sequence[str], seconds: float) -> Row:
         records = [self._record(talk) for talk in self._talks]
@@ -183,21 +224,20 @@ class Batch:
         """Return our own part of a struck call's gap: from the kill to the question put to the model, and from the voice to
         the line. None where the next worker did not have to answer at once.
         """
-        struck_at, line = self._stage.struck_at.get(talk.call.sid), talk.call.line
-        if struck_at is None or line is None or not self._fault.timed:
+        if not (self._fault.timed and math.isfinite(talk.struck_at)):
             return None
-        to_monotonic = time.monotonic() - trio.current_time() + line.began_at
+        struck_at = self._stage.struck_at[talk.call.sid]
         thought, voiced = (
             min((at for at in self._stage.times(name, talk.call) if at > struck_at), default=math.inf)
             for name in ("thinks", "voiced")
         )
-        began = (event.at + to_monotonic for event in talk.call.log.history if isinstance(event, AgentAudioBegan))
+        began = (event.at + talk.clock for event in talk.call.log.history if isinstance(event, AgentAudioBegan))
         heard = min((at for at in began if at >= voiced), default=math.inf)
         share_ms = 1000 * (thought - struck_at + heard - voiced)
         return round(share_ms, 1) if math.isfinite(share_ms) else None
 
 
-async def play(fault: Fault, directory: Path, server: str, voices: Voices, struck: int) -> Row:
-    """Play a fault on a dialogd of its own."""
-    async with Stage.set_up(directory, server, fault.settings) as stage:
-        return await Batch(fault, stage, voices, struck).run()
+async def play(fault: Fault, directory: Path, server: str, voices: Voices, *, struck: int, calls: int = 0) -> Row:
+    """Play a fault on a dialogd of its own, where so many calls talk, as many as usual with 0."""
+    async with Stage.set_up(directory, server, fault.props) as stage:
+        return await Batch(fault, stage, voices, struck, calls or (BYSTANDERS if fault.scope == "next" else CALLS)).run()

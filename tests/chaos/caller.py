@@ -12,7 +12,8 @@ from dialog_local.carrier.playout import BYTES_PER_SECOND
 from tests.chaos.days import DAYS, GREETING, answer, question
 
 PATIENCE_S = 12.0  # for an answer; a worker that hangs costs 5 s, and one that begins anew some more
-REPEATED = 2  # how often a question is asked again by a caller who hears nothing
+ASKS_AGAIN_AFTER_S = 7.0  # of silence, where the line may have lost the question
+REPEATED = 2  # how often it is asked again
 COMPLETE = 0.8  # of an answer's length: resumed in mid-sentence, it is spoken a little faster or slower
 TWICE = 1.45  # of an answer's length: more than was to be said
 PAUSE_S = 0.5  # of the agent's, after which it has said what it had to say
@@ -158,7 +159,7 @@ class Caller:
         """Listen until the agent has said as much as it has to, and a little longer, or for as long as patience lasts."""
         assert self.call.line is not None
         ear = Ear(self.call.line, exchange.said_at)
-        while ear.quiet_s < PATIENCE_S:
+        while ear.quiet_s < (ASKS_AGAIN_AFTER_S if self._repeats else PATIENCE_S):
             if self.call.ended:
                 raise CallEnded(f"call {self.call.sid} has ended")
             if ear.heard_s >= COMPLETE * exchange.expected_s and ear.quiet_s >= PAUSE_S:

@@ -1,18 +1,24 @@
 """How the faults are done: to one call, or before it comes."""
 
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 import trio
 
+from dialog_local.carrier.events import Party, VoiceBegan
+from dialog_local.carrier.media import MediaSocket
 from dialog_local.carrier.phonecall import Call
 from tests.chaos.stage import Stage
 
 Strike: TypeAlias = Callable[[Stage, Call], Awaitable[None]]
 
 _SAVED_S = 0.15  # after a question was heard, until the supervisor has it
+_BLOCK = 4096
+_WRONG_S = 3.0  # long enough for a question and its answer
 _BROKEN = "def create(voip)  # no colon\n"
 _CRASHING = """
 
@@ -43,6 +49,31 @@ def send_in_thought(number: signal.Signals) -> Strike:
         await trio.sleep(_SAVED_S)
         stage.struck(call)
         os.kill(worker, number)
+
+    return strike
+
+
+def at_a_moment(strike: Strike, who: Party, number: int, after_s: float) -> Strike:
+    """Return a strike that comes so many seconds after one side, caller or agent, began to speak for the nth time."""
+
+    async def strike_then(stage: Stage, call: Call) -> None:
+        begun = 0
+        async for event in call.log:
+            begun += isinstance(event, VoiceBegan) and event.who == who
+            if begun == number:
+                break
+        await trio.sleep(after_s)
+        stage.struck(call)
+        await strike(stage, call)
+
+    return strike_then
+
+
+def one_each(*strikes: Strike) -> Strike:
+    """Return a strike that does to each call something else."""
+
+    async def strike(stage: Stage, call: Call) -> None:
+        await strikes[stage.number(call) % len(strikes)](stage, call)
 
     return strike
 
@@ -98,19 +129,45 @@ async def _reload(stage: Stage) -> None:
 
 async def cut(_stage: Stage, call: Call) -> None:
     """Lose the carrier's media socket without a closing handshake."""
-    assert call.socket is not None
-    await call.socket.drop()
+    await _open_socket(call).drop()
 
 
 async def mute(_stage: Stage, call: Call) -> None:
     """Have the carrier send nothing more on a socket that stays open."""
-    assert call.socket is not None
-    call.socket.muted = True
+    _open_socket(call).muted = True
 
 
-_TEN = (send(signal.SIGKILL), send(signal.SIGSEGV), send(signal.SIGSTOP), cut, *map(press, "125789"))
+def _open_socket(call: Call) -> MediaSocket:
+    if call.socket is None:
+        raise OSError(f"call {call.sid} has no media socket")
+    return call.socket
 
 
-async def one_of_ten(stage: Stage, call: Call) -> None:
-    """Do to each of ten calls something else."""
-    await _TEN[stage.number(call) % len(_TEN)](stage, call)
+async def kill_dialogd(stage: Stage, _call: Call) -> None:
+    """Kill dialogd itself, which systemd then starts again."""
+    await stage.kill()
+
+
+async def fill_disk(stage: Stage, _call: Call) -> None:
+    """Leave no room for anything, and find that new code is refused for that."""
+    with (stage.disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(_BLOCK))
+    done = await stage.dialogd.ctl("reload")
+    if done.returncode != 1 or "No space left" not in done.stderr:
+        stage.complain(f"dialogctl reload on a full disk exited {done.returncode}: {done.stderr}")
+
+
+async def delete_store(stage: Stage, _call: Call) -> None:
+    """Delete what dialogd keeps of its calls."""
+    if not list(stage.disk.rglob("*.sqlite")):
+        stage.complain("there was no store to delete")
+    for path in stage.state.iterdir():
+        shutil.rmtree(path)
+
+
+async def step_clock(stage: Stage, _call: Call) -> None:
+    """Have dialogd's clock, and its workers', be a day ahead, then a day behind, then right."""
+    for wrong_by in ("+1d", "-1d", "+0"):
+        stage.clock.write_text(f"{wrong_by}\n")
+        await trio.sleep(_WRONG_S)
