@@ -333,8 +333,8 @@ class Agent(Handlers):
             if isinstance(event, Shutdown):
                 await self._handled(event)
                 return
-            if isinstance(event, MessageDispatched) and (utterance := self._voice.utterances.get(event.uuid)):
-                utterance.report(event)
+            if isinstance(event, MessageDispatched):
+                self._voice.dispatched(event)
             await self._happen.send(event)
 
     async def _handled(self, shutdown: Shutdown) -> None:

@@ -10,8 +10,9 @@ from dialog_worker.agent.utterance import Utterance
 from dialog_worker.participant import ProviderError, Word
 from dialog_worker.tts.base import TTS, WordTimings
 from dialog_worker.voip import VoIP
-from protocol.messages import Message
+from protocol.messages import Message, MessageDispatched
 
+REPORTS_KEPT = 256  # of what no utterance here is known for; a supervisor tells a worker that takes over no more
 BYTES_PER_S = 8000  # of mu-law
 RESUMED_LIMIT = 1  # how often an utterance is taken up again with the voice that failed in it
 
@@ -41,6 +42,7 @@ class Voice:
         self._nursery: trio.Nursery | None = None
         self._scopes: dict[TTS, trio.CancelScope] = {}
         self._names: dict[str, Utterance] = {}
+        self._reports: dict[str, MessageDispatched] = {}  # that came before their utterances were adopted
         self._superseded: set[str] = set()
         self._failed_for_good: TTS | None = None
 
@@ -76,7 +78,18 @@ class Voice:
             return None
         utterance = self.utterances[uuid] = Utterance(uuid, self._voip, self.tts, interruptible=True)
         utterance.adopted(text, words)
+        if report := self._reports.pop(uuid, None):
+            utterance.report(report)
         return utterance
+
+    def dispatched(self, report: MessageDispatched) -> None:
+        """What the supervisor says of an utterance. A worker that takes over may be told before it knows which there are."""
+        if utterance := self.utterances.get(report.uuid):
+            utterance.report(report)
+            return
+        self._reports[report.uuid] = report
+        if len(self._reports) > REPORTS_KEPT:
+            del self._reports[next(iter(self._reports))]
 
     @property
     def speaking(self) -> list[Utterance]:

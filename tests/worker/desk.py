@@ -33,12 +33,14 @@ class Receptionist(OpenAIAgent):
 class Desk:
     """Makes the agent of a call, and keeps it for the test."""
 
+    kind = Receptionist
+
     def __init__(self, server: ModelServer) -> None:
         self._server = server
         self.agent: Receptionist
 
     def __call__(self, voip: VoIP, stt: STT, tts: TTS) -> Receptionist:
-        self.agent = Receptionist(voip=voip, stt=stt, tts=tts, url=self._server.url)
+        self.agent = self.kind(voip=voip, stt=stt, tts=tts, url=self._server.url)
         return self.agent
 
 

@@ -9,7 +9,7 @@ from dialog_worker import STT, TTS, TwilioVoIPOpenAIAgent, VoIP, tool
 from dialog_worker.agent.memory import LOST_RESULT, Memory, Saying, recall, with_every_result
 from dialog_worker.participant import Word
 from dialog_worker.testing import ScriptedCall, scripted_call
-from protocol.messages import Restored, StartRecording, Transcript
+from protocol.messages import MessageDispatched, Restored, StartRecording, Transcript
 
 from .desk import Desk, Receptionist, spoken
 from .model_server import ModelServer, model_server, text, tool_call
@@ -75,6 +75,27 @@ async def test_a_sentence_that_was_cut_is_finished_and_nothing_said_twice() -> N
         await trio.sleep(0.1)
         assert spoken(desk.agent.history) == [("user", "count"), ("assistant", "one two three four")]
     assert server.requests == []
+
+
+async def test_an_answer_that_was_heard_before_a_worker_had_taken_over_is_remembered_when_the_caller_speaks() -> None:
+    memory = Memory([{"role": "user", "content": "count"}, {"role": "assistant", "content": ""}], (SAYING,))
+
+    class Slow(Receptionist):
+        async def on_restored(self, restored: Restored) -> None:
+            await trio.sleep(0.1)
+            await super().on_restored(restored)
+
+    class SlowSuccessor(Successor):
+        kind = Slow
+
+    async with model_server() as server, scripted_call(desk := SlowSuccessor(server, memory.encode(), u1=400)) as call:
+        await call.tell(MessageDispatched("u1", 400, 400, interrupted=False))
+        with trio.fail_after(5):
+            await call.until("said")
+        server.scripts = [text("You are welcome.")]
+        await call.caller_says("thank you")
+        assert await call.next_said() == "You are welcome."
+        assert spoken(desk.agent.history)[:2] == [("user", "count"), ("assistant", "one two three four")]
 
 
 async def test_a_question_without_an_answer_is_answered() -> None:
