@@ -26,7 +26,7 @@ CALLER, CALLEE = "+15550001111", "+15550002222"
 FAKETIME = f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketime.so.1"
 RESTART_S = 1.0  # RestartSec= of deploy/systemd/dialogd.service
 _BACKLOG = 128
-_LOOK_S = 1.5  # between two looks: each leaves a connection behind that dialogd closes a little later
+_LOOK_S = 2.5  # between two looks: each leaves a connection behind that dialogd closes a little later
 SETTLING_S = 10.0  # for what ends by and by: kept-alive connections, templates
 
 
@@ -217,7 +217,7 @@ def _kind(descriptor: os.DirEntry[str]) -> str:
         target = os.readlink(descriptor)
     except FileNotFoundError:
         return "descriptor"  # closed meanwhile
-    return target.rpartition("/")[2].partition(":[")[0]
+    return "file" if target.startswith("/") else target.partition(":[")[0]
 
 
 def beyond(now: Traces, before: Traces) -> list[str]:

@@ -26,7 +26,8 @@ ONE = Fault(
     may_log=tuple({line for fault in FAULTS if fault.name in ("SIGSTOP", "carrier socket cut") for line in fault.may_log}),
 )
 PLAYED = (ONE, *(fault for fault in FAULTS if fault.name in ("template killed", "supervisor SIGKILL")))
-CALLS = {"own": 5, "next": 1, "dialogd": 3}  # by scope
+CALLS = {"own": 5, "next": 1, "dialogd": 2}  # by scope
+APART_S = 3.0  # so that not all speak at once
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
         async with trio.open_nursery() as nursery:
             for fault in PLAYED:
                 nursery.start_soon(one, fault, server, voices)
+                await trio.sleep(APART_S)
 
     with local_providers("--max-contexts", str(MAX_CONTEXTS)) as server:
         trio.run(all_of_them, server)

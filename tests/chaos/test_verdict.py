@@ -84,7 +84,7 @@ def test_a_call_that_ended_before_the_next_question_is_broken() -> None:
 
 def test_a_silence_where_the_fault_cannot_show_is_a_disturbance() -> None:
     record = right(exchanges=with_exchange(1, silence_s=SILENCE_LIMIT_S + 1))
-    assert (broken(record), disturbed(record)) == ([], ["4.0 s of silence"])
+    assert (broken(record), disturbed(record)) == ([], ["5.0 s of silence"])
 
 
 def test_a_silence_while_the_fault_can_show_is_measured() -> None:
