@@ -207,7 +207,7 @@ class Batch:
             sum(map(bool, noticed)),
             len(struck) - sum(map(bool, went_wrong)),
             max((record.silence_s for record in struck), default=0.0),
-            tuple(left),
+            tuple(one for one in left if one not in self._fault.may_leave),
             (*complaints, *self._stage.complaints, *unexpected(self._stage.own_log(), self._fault.may_say)),
             round(seconds, 1),
             tuple(share for talk in self._talks if (share := self._share_ms(talk)) is not None),

@@ -22,6 +22,7 @@ class Fault(Struct, frozen=True):
     before the `next` call, ten times, while five others talk. So ten conversations are struck each time, which is what the
     table counts.
     `may_log`: how warnings and errors may begin in the log of a struck call, `may_say` in that of dialogd itself.
+    `may_leave`: what there may be more of afterwards.
     `timed`: how long we need ourselves until the caller hears the next worker is measured.
     `may_repeat`: the caller may have to ask again, because what it said was lost on the way.
     """
@@ -33,6 +34,7 @@ class Fault(Struct, frozen=True):
     may_log: tuple[str, ...] = ()
     may_say: tuple[str, ...] = ()
     may_repeat: bool = False
+    may_leave: tuple[str, ...] = ()
     timed: bool = False
     props: Props = Props()
 
@@ -40,7 +42,7 @@ class Fault(Struct, frozen=True):
 _REPLACED = (TAKES_OVER,)
 _HANGS = (TAKES_OVER, "worker's event loop does not turn", "worker hangs and is killed")
 _FAILS = (TAKES_OVER, "the agent failed")
-_CRASHES_IN_C = (TAKES_OVER, "Fatal Python error", "Current thread", "  File", "Extension modules")
+_CRASHES_IN_C = (TAKES_OVER, "Fatal Python error", "Current thread", "Thread 0x", "  File", "Extension modules")
 _GARBAGE = (TAKES_OVER, "worker breaks the protocol and is killed")
 _DEAF = (TAKES_OVER, "worker is behind", "worker does not read and is killed")
 _CUT = ("media socket lost", "Twilio reports an error")
@@ -48,6 +50,7 @@ _MUTE = ("media socket lost", "nothing comes from the carrier")
 _TEMPLATE = ("the template process",)
 _LOST = ("the store", "calls are not kept for another dialogd")
 _TAKEN_UP = ("a call is taken up that another dialogd left",)
+_PREVIOUS = ("1 snapshots",)  # of the code before, for a rollback
 _REFUSED = ("the reload failed",)
 _TENFOLD = (*_HANGS, *_FAILS, *_CRASHES_IN_C, *_GARBAGE, *_DEAF, *_CUT)
 _LITTLE_MEMORY = Props({"workers": {"memory": 300_000_000}})  # bytes that a bomb may fill: more only takes longer
@@ -79,8 +82,16 @@ FAULTS = (
     Fault("template killed", strikes.signal_template(signal.SIGKILL), "next", may_say=_TEMPLATE),
     Fault("template stopped", strikes.signal_template(signal.SIGSTOP), "next", may_say=_TEMPLATE),
     Fault("code that does not import", strikes.load_broken_code, "next", may_say=_REFUSED),
-    Fault("code that crashes each call", strikes.load_crashing_code, "next", "fallback", may_log=(*_FAILS, "worker died")),
-    Fault("reload during a crash", strikes.kill_and_reload, may_log=_REPLACED),
+    Fault(
+        "code that crashes each call",
+        strikes.load_crashing_code,
+        "next",
+        "fallback",
+        may_log=(*_FAILS, "worker died"),
+        may_repeat=True,
+        may_leave=_PREVIOUS,
+    ),
+    Fault("reload during a crash", strikes.kill_and_reload, may_log=_REPLACED, may_leave=_PREVIOUS),
     Fault("supervisor SIGKILL", strikes.kill_dialogd, "dialogd", may_log=_TAKEN_UP, may_repeat=True),
     Fault("disk full", strikes.fill_disk, "dialogd", may_log=_LOST, may_say=(*_LOST, *_REFUSED), props=_SMALL_DISK),
     Fault("store deleted", strikes.delete_store, "dialogd", may_log=_LOST, may_say=_LOST),

@@ -113,7 +113,7 @@ class Stage:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         environ = providers | keys | own | (clock if self._props.own_clock else {})
-        self.dialogd = Dialogd(self._config, environ, self._listener)
+        self.dialogd = Dialogd(self._config, environ, listener=self._listener)
         if undo is not None:
             undo.callback(self._end)
         self.dialogd.expects_traceback = True  # the agents' own

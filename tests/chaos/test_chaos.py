@@ -12,21 +12,20 @@ from tests.chaos.rehearsal import MAX_CONTEXTS, synthesised
 from tests.chaos.strikes import at_a_moment, cut, one_each, send
 from tests.conftest import local_providers
 
-KILL = send(signal.SIGKILL)
 ONE = Fault(
-    "a fault of its own for each of five calls",
+    "a fault of its own for each of three calls",
     one_each(
-        at_a_moment(KILL, "agent", 1, after_s=0.3),  # in the greeting
-        at_a_moment(KILL, "caller", 1, after_s=0.4),
-        at_a_moment(KILL, "agent", 2, after_s=0.8),
         at_a_moment(send(signal.SIGSTOP), "agent", 2, after_s=0.8),
         at_a_moment(cut, "agent", 2, after_s=0.8),
+        at_a_moment(send(signal.SIGSEGV), "caller", 1, after_s=0.4),
     ),
     "own",
-    may_log=tuple({line for fault in FAULTS if fault.name in ("SIGSTOP", "carrier socket cut") for line in fault.may_log}),
+    may_log=tuple(
+        {line for fault in FAULTS if fault.name in ("SIGSTOP", "SIGSEGV", "carrier socket cut") for line in fault.may_log}
+    ),
 )
 PLAYED = (ONE, *(fault for fault in FAULTS if fault.name in ("template killed", "supervisor SIGKILL")))
-CALLS = {"own": 5, "next": 1, "dialogd": 2}  # by scope
+CALLS = {"own": 3, "next": 1, "dialogd": 2}  # by scope
 APART_S = 3.0  # so that not all speak at once
 
 
