@@ -93,6 +93,7 @@ FAULTS = (
     ),
     Fault("reload during a crash", strikes.kill_and_reload, may_log=_REPLACED, may_leave=_PREVIOUS),
     Fault("supervisor SIGKILL", strikes.kill_dialogd, "dialogd", may_log=_TAKEN_UP, may_repeat=True),
+    Fault("supervisor re-exec", strikes.upgrade_dialogd, "dialogd"),
     Fault("disk full", strikes.fill_disk, "dialogd", may_log=_LOST, may_say=(*_LOST, *_REFUSED), props=_SMALL_DISK),
     Fault("store deleted", strikes.delete_store, "dialogd", may_log=_LOST, may_say=_LOST),
     Fault("clock stepped", strikes.step_clock, "dialogd", props=Props(own_clock=True)),

@@ -148,6 +148,13 @@ async def kill_dialogd(stage: Stage, _call: Call) -> None:
     await stage.kill()
 
 
+async def upgrade_dialogd(stage: Stage, _call: Call) -> None:
+    """Have dialogd execute itself anew."""
+    done = await stage.dialogd.ctl("upgrade")
+    if done.returncode != 0:
+        stage.complain(f"dialogctl upgrade exited {done.returncode}: {done.stderr}")
+
+
 async def fill_disk(stage: Stage, _call: Call) -> None:
     """Leave no room for anything, and find that new code is refused for that."""
     with (stage.disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
