@@ -306,17 +306,18 @@ class Generation:
         """Have the template fork, or, where that dies or does not answer, the one that is started after it."""
         with trio.move_on_after(WORKER_TIMEOUT_S):
             while worker.pid == 0:
-                await self._serving.wait()
-                await self._try_to_fork(worker)
+                if self._control is None:  # also where a template died while somebody was being woken for it
+                    await self._serving.wait()
+                else:
+                    await self._try_to_fork(self._control, worker)
             return
         raise NoWorker(f"no template process could fork one within {WORKER_TIMEOUT_S:g} s")
 
-    async def _try_to_fork(self, worker: Worker) -> None:
-        assert self._control is not None
+    async def _try_to_fork(self, control: socket.socket, worker: Worker) -> None:
         pending = self._forking[worker.call_id] = _Pending(worker)
         try:
             with suppress(ConnectionError, trio.ClosedResourceError):  # the template has died, and whoever waits is told
-                await self._ask(self._control, worker)
+                await self._ask(control, worker)
             await pending.done.wait()
         except OSError as error:
             raise NoWorker(f"the template process cannot be asked for one: {error.strerror}") from error
