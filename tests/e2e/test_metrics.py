@@ -3,10 +3,12 @@
 import os
 import re
 import signal
+from typing import get_args
 
 import httpx
 import pytest
 
+from dialog_supervisor import metrics
 from tests.conftest import StartDialogd
 from tests.docs.page import sections, tables
 from tests.e2e.daemon import PROBE, Dialogd
@@ -197,6 +199,8 @@ async def test_dialogctl_prints_them(dialogd: Dialogd) -> None:
 async def test_the_page_on_operations_names_every_series_that_is_served_and_no_other(dialogd: Dialogd) -> None:
     page = sections("operations.md")["Metrics"]
     [described] = [rows for rows in tables(page) if rows[0][0] == "series"]
+    causes = next(meaning for cell, meaning in described if "worker_deaths" in cell)
+    assert all(f"`{cause}`" in causes for cause in get_args(metrics.Cause))
     named = {name for cell, *_ in described[1:] for name in re.findall(r"`(\w+)", cell)}
     served = (await scrape(dialogd)).families
     assert {
