@@ -76,7 +76,6 @@ class Supervisor(Controlled):
                 await GROUPS.enter(self._config.workers)
                 await nursery.start(orphans.run)
                 await nursery.start(self._machine.run)
-                await nursery.start(self._switchboard.keeper.run)
                 if self._watch is not None:
                     await self._watch.begin()
                 gateway = TwilioGateway(self._config, self._switchboard, TwilioRest(self._config.twilio, http))
@@ -92,6 +91,7 @@ class Supervisor(Controlled):
                         self._switchboard.open(calls)
                         await nursery.start(self._listener.serve, listening)  # who connected before waits in the backlog
                         self._succession.go_on(self._listener)
+                        await nursery.start(self._switchboard.keeper.run)  # to which a call not there by now has ended
                         let_signals_in()
                         nursery.start_soon(self._reload_on, hangups)
                         nursery.start_soon(self._upgrade_when_wanted, self._listener)

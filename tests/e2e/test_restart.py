@@ -181,6 +181,28 @@ async def test_a_call_is_taken_up_also_where_the_machine_has_no_room_for_a_new_o
         await goes_on(second, call)
 
 
+async def test_while_dialogd_is_upgraded_its_calls_are_in_the_store_all_the_time(here: Site, twilio: Twilio) -> None:
+    with here.dialogd() as first:
+        async with counting(here, twilio) as call:
+            seen = []
+            async with trio.open_nursery() as nursery:
+
+                async def look() -> None:
+                    while True:
+                        seen.append(kept_calls(here.store))
+                        await trio.sleep(0.002)
+
+                nursery.start_soon(look)
+                assert (await first.ctl("upgrade")).returncode == 0
+                await call.press("2")
+                await kept(here, {call: b"5"})
+                nursery.cancel_scope.cancel()
+            assert all(call.sid in found for found in seen)
+            await first.killed()
+    with here.dialogd() as second:
+        await goes_on(second, call, "5")
+
+
 async def test_without_a_store_the_caller_is_hung_up_on(tmp_path: Path) -> None:
     with site(tmp_path, store={"enabled": False}) as here, here.dialogd() as first:
         async with Twilio(here.place) as twilio:
