@@ -141,6 +141,7 @@ class Keeper:
                 await store.write(changes)
             except StoreFailed as error:
                 self._tell(error)
+                self._gone |= changes.gone
                 if error.fault not in mendable:
                     self._lost += len(changes)
                     return False
@@ -156,7 +157,7 @@ class Keeper:
         now, whole = time.monotonic(), self._whole  # a clock that goes on when this process becomes another program
         hearing = self._look()
         changed = set(self._calls) if whole else self._changed & self._calls.keys()
-        gone = frozenset() if whole else frozenset(self._gone)
+        gone = frozenset(self._gone)
         self._changed, self._gone, self._whole, self._news = set(), set(), False, trio.Event()
         records = {name: record for name in changed if (record := _record(self._calls[name], now)) is not None}
         lines = {name: self._line(name, now) for name in {*records, *hearing}}

@@ -75,6 +75,7 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._opened: list[tuple[int, int]] = []  # device and inode of the files that are open
         self._whole = False  # whether everything of this owner has been written to the file that is open
+        self._taken: set[str] = set()  # calls, and not yet written or gone
         self._lock = threading.Lock()
         self._threads = trio.CapacityLimiter(_THREADS)
 
@@ -186,9 +187,7 @@ class SqliteStore:
             raise StoreFailed(Fault.REPLACED, str(self._path))
         owner = self.lease.owner
         with _transaction(connection):
-            if changes.whole:
-                _delete(connection, "owner = ?", owner)
-            for call_id in changes.gone:
+            for call_id in changes.gone | (self._left_out(connection, changes) if changes.whole else frozenset()):
                 _delete(connection, "call_id = ?", call_id)
             connection.execute("REPLACE INTO owners VALUES (?, ?, ?)", (owner, changes.at, time.time()))
             connection.executemany(
@@ -200,6 +199,12 @@ class SqliteStore:
                 ((call_id, msgspec.json.encode(line)) for call_id, line in changes.lines.items()),
             )
         self._whole = True
+        self._taken -= changes.records.keys() | changes.gone
+
+    def _left_out(self, connection: sqlite3.Connection, changes: Changes) -> frozenset[str]:
+        """Return what this owner has here and not in `changes`, but for calls taken too lately to be in them."""
+        mine = connection.execute("SELECT call_id FROM calls WHERE owner = ?", (self.lease.owner,)).fetchall()
+        return frozenset(call_id for (call_id,) in mine if call_id not in changes.records) - self._taken
 
     def _take(self, connection: sqlite3.Connection, call_id: str, at: float) -> Record | Elsewhere | None:
         with _transaction(connection):
@@ -221,7 +226,8 @@ class SqliteStore:
             connection.execute("UPDATE calls SET owner = ?, record = ? WHERE call_id = ?", (self.lease.owner, kept, call_id))
             connection.execute("DELETE FROM lines WHERE call_id = ?", (call_id,))
             connection.execute("REPLACE INTO owners VALUES (?, ?, ?)", (self.lease.owner, at, time.time()))
-            return taken
+        self._taken.add(call_id)
+        return taken
 
     def _forget(self, connection: sqlite3.Connection, call_id: str) -> None:
         with _transaction(connection):

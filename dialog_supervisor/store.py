@@ -51,7 +51,8 @@ class StoreFailed(Exception):
 class Changes(Struct, frozen=True):
     """What is different at `at`: calls that are new or changed, what callers are hearing, and calls that ended.
 
-    With `whole`, `records` are all calls that there are, and the store is to have no others of this owner.
+    With `whole`, `records` are all calls that there are, and the store is to have no others of this owner,
+    but for those that it was asked to take since `at`.
     """
 
     at: float

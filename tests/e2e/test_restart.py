@@ -86,7 +86,7 @@ async def test_a_call_whose_dialogd_died_too_often_gets_the_fallback(tmp_path: P
                 await second.killed()
             with here.dialogd() as third:
                 assert verbs(await call.after()) == ["Say", "Hangup"]
-                assert third.find(event="dialogd has died too often during this call, which gets the fallback")
+                await third.logged(event="dialogd has died too often during this call, which gets the fallback")
                 assert verbs(await call.after()) == ["Hangup"]
 
 

@@ -133,6 +133,28 @@ async def test_a_whole_write_leaves_of_this_owner_nothing_else(
     assert (rows(file), rows(file, "lines")) == (2, 2)
 
 
+async def test_a_whole_write_leaves_what_was_taken_while_it_was_prepared(
+    store: SqliteStore, next_store: SqliteStore, file: Path
+) -> None:
+    await store.write(changes("CA1", "CA2", whole=True))
+    die(store)
+    for call_id in ("CA1", "CA2"):
+        assert await next_store.take(call_id, 5.0)
+    await next_store.write(changes("CA2", whole=True))
+    assert rows(file) == 2
+    await next_store.write(changes("CA1", "CA2"))
+    await next_store.write(changes("CA2", whole=True))
+    assert rows(file) == 1
+
+
+async def test_a_call_that_was_taken_and_is_over_is_deleted(store: SqliteStore, next_store: SqliteStore, file: Path) -> None:
+    await store.write(changes("CA1", whole=True))
+    die(store)
+    assert await next_store.take("CA1", 5.0)
+    await next_store.write(changes(whole=True, gone=("CA1",)))
+    assert rows(file) == 0
+
+
 async def test_who_closes_takes_its_calls_along_and_nobody_elses(
     store: SqliteStore, next_store: SqliteStore, file: Path
 ) -> None:
