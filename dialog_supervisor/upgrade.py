@@ -17,6 +17,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from dialog_supervisor import orphans
 from dialog_supervisor.handover import VERSION, Handover
 from protocol.messages import PROTOCOL_VERSION
 
@@ -79,23 +80,36 @@ async def check(handover: Handover) -> None:
     fd = write(handover)
     try:
         with trio.fail_after(CHECK_TIMEOUT_S):
-            done = await trio.run_process(
-                command(CHECK_OPTION, fd),
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-            )
+            code, said = await _run(command(CHECK_OPTION, fd), fd)
     except OSError as error:
         raise UpgradeFailed(f"{sys.executable} cannot be run: {error.strerror}") from None
     except trio.TooSlowError:
         raise UpgradeFailed(f"the installed version did not read the state within {CHECK_TIMEOUT_S:g} s") from None
     finally:
         os.close(fd)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().removeprefix("dialogd: ")
-        raise UpgradeFailed(f"the installed version refuses: {said or f'exit code {done.returncode}'}")
+    if code != 0:
+        reason = said.strip().removeprefix("dialogd: ") or f"it ended with exit code {code}"
+        raise UpgradeFailed(f"the installed version refuses: {reason}")
+
+
+async def _run(arguments: list[str], fd: int) -> tuple[int, str]:
+    """Run a child that gets a descriptor, and return its exit code and what it wrote to stderr."""
+    nothing = subprocess.DEVNULL
+    async with orphans.starting():
+        process = await trio.lowlevel.open_process(
+            arguments, stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, pass_fds=[fd]
+        )
+        orphans.expect(process.pid)
+    assert process.stderr is not None
+    try:
+        async with process.stderr:
+            said = b"".join([chunk async for chunk in process.stderr])
+        return await process.wait(), said.decode(errors="replace")
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+        orphans.forget(process.pid)
 
 
 async def still(capture: Callable[[], Handover | str]) -> Handover:

@@ -32,17 +32,11 @@ class Unsupported(Exception):
     """This carrier's leg cannot do what was asked."""
 
 
-class Unsettled(Struct, frozen=True):
-    """What a call has under way at its carrier besides its stream, by the carrier's ids; `owed` is what is still to be told.
+class Unsettled(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a call has under way at its carrier besides its stream: what is `owed`, and what only the carrier's leg reads."""
 
-    `wanted` are recordings to be copied here.
-    """
-
-    recording: str = ""
-    last_recording: str = ""
-    wanted: tuple[str, ...] = ()
-    transcription: str = ""
     owed: tuple[str, ...] = ()
+    carried: bytes = b""
 
 
 class StreamEnd(Enum):
@@ -54,15 +48,14 @@ class StreamEnd(Enum):
 
 
 class LegState(Struct, frozen=True, forbid_unknown_fields=True):
-    """A line on its way to a process that takes it over: `socket` is its open stream's, `carried` the carrier's own."""
+    """A line on its way to a process that takes it over; `socket` is its open stream's."""
 
     counts: dict[str, int]
     introduced: bool
     early: tuple[Message[bytes], ...]
     playout: PlayoutState
-    owed: tuple[str, ...]
+    unsettled: Unsettled
     socket: MediaSocketState | None
-    carried: bytes
 
 
 class Leg(ABC):
@@ -93,7 +86,7 @@ class Leg(ABC):
         if self._opening or (socket is None) is not (self._socket is None):
             return None
         playout = self._playout.hand_over(now)
-        return LegState(dict(self.counts), self.introduced, tuple(self._early), playout, self.owed, socket, self._carried())
+        return LegState(dict(self.counts), self.introduced, tuple(self._early), playout, self.unsettled(), socket)
 
     def take_over(self, state: LegState, handed_over_at: float) -> None:
         """Go on with the line as another process left it; its open stream is to be served by `stream` again."""
@@ -102,17 +95,16 @@ class Leg(ABC):
         for message in state.early:
             self._keep(message)
         self._playout = Playout.taken_over(state.playout, handed_over_at)
-        self._owed.update(state.owed)
         self._taken_over = state.socket is not None
-        self._take_over(state.carried)
+        self.take_up(state.unsettled)
 
     @abstractmethod
     def _carried(self) -> bytes:
-        """Return what is the carrier's own of a state."""
+        """Return what this carrier's leg alone knows of what is under way."""
 
     @abstractmethod
-    def _take_over(self, carried: bytes) -> None:
-        """Take it from another process."""
+    def _take_up(self, carried: bytes) -> None:
+        """Take it from another dialogd's leg."""
 
     # Audio to the caller
 
@@ -311,11 +303,13 @@ class Leg(ABC):
 
     def unsettled(self) -> Unsettled:
         """Return what another dialogd has to know of it."""
-        return Unsettled(owed=self.owed)
+        return Unsettled(self.owed, self._carried())
 
     def take_up(self, unsettled: Unsettled) -> None:
         """Go on with what another dialogd had under way."""
         self._owed.update(unsettled.owed)
+        if unsettled.carried:
+            self._take_up(unsettled.carried)
 
     @property
     def owed(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class QuietLeg(Leg):
     def _carried(self) -> bytes:
         return b"the carrier's own"
 
-    def _take_over(self, carried: bytes) -> None:
+    def _take_up(self, carried: bytes) -> None:
         assert carried == b"the carrier's own"
 
     def _send_media(self, audio: bytes) -> None:

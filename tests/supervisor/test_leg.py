@@ -31,7 +31,7 @@ class RecordingLeg(Leg):
     def _carried(self) -> bytes:
         return b"the carrier's own"
 
-    def _take_over(self, carried: bytes) -> None:
+    def _take_up(self, carried: bytes) -> None:
         assert carried == b"the carrier's own"
 
     def _send_media(self, audio: bytes) -> None:

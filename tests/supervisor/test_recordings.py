@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from dialog_supervisor.carriers.base import CarrierError
+from dialog_supervisor.carriers.twilio.recordings import RecordingsState
 from protocol.messages import RecordingStatus, RecordingUrl, StartRecording
 from tests.e2e.twilio_api import Answer, refusal
 from tests.supervisor.line import DUAL, ROOT, RecordedLine, recorded_line
@@ -101,7 +102,7 @@ async def test_without_a_recording_there_is_nothing_to_change(line: RecordedLine
 
 
 async def test_a_recording_that_another_dialogd_began_can_be_stopped_and_is_told_of(line: RecordedLine) -> None:
-    line.recordings.take_up("RE1", "RE1", ())
+    line.recordings.take_up(RecordingsState(current="RE1", last="RE1"))
     await line.recordings.stop()
     assert line.api.asked[0].path == f"{ROOT}/Calls/CA1/Recordings/RE1.json"
     line.report("completed")
@@ -110,9 +111,12 @@ async def test_a_recording_that_another_dialogd_began_can_be_stopped_and_is_told
 
 async def test_what_another_dialogd_has_to_know_of_recordings(line: RecordedLine) -> None:
     await line.begun(StartRecording(1, 5, download=True))
-    assert line.recordings.under_way() == ("RE1", "RE1", ("RE1",))
+    wanted = frozenset({"RE1"})
+    assert line.recordings.state() == RecordingsState(current="RE1", last="RE1", wanted=wanted)
     line.report("completed")
-    assert line.recordings.under_way() == ("", "RE1", ())
+    state = line.recordings.state()
+    assert (state.current, state.last, state.finished) == ("", "RE1", wanted)
+    assert [recording.sid for recording in state.uncopied] == ["RE1"]
 
 
 async def test_after_a_stop_another_may_begin(line: RecordedLine) -> None:

@@ -304,8 +304,8 @@ async def test_recordings_that_are_under_way_or_to_be_copied_go_along(tmp_path: 
         await before.begun(StartRecording(1, 5, download=True))
         before.report("completed", RecordingUrl=after.url("RE1"))  # and `run`, which copies, does not run there
         await before.begun(DUAL, sid="RE2")
-        state: RecordingsState = as_bytes_and_back(before.recordings.hand_over())
-        after.recordings.take_over(state)
+        state: RecordingsState = as_bytes_and_back(before.recordings.state())
+        after.recordings.take_up(state)
         after.api.answers.append(Answer(200, b"RIFF"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(after.recordings.run)
@@ -314,16 +314,16 @@ async def test_recordings_that_are_under_way_or_to_be_copied_go_along(tmp_path: 
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert after.kept == ["CA1-RE1.wav"]
-        assert after.recordings.hand_over().current == "RE2"
-        assert after.recordings.hand_over().uncopied == ()
+        assert after.recordings.state().current == "RE2"
+        assert after.recordings.state().uncopied == ()
 
 
 async def test_a_transcription_under_way_goes_along(tmp_path: Path) -> None:
     async with recorded_line(tmp_path) as before, recorded_line(tmp_path) as after:
         await before.transcribing()
-        state: TranscriptionState = as_bytes_and_back(before.transcription.hand_over())
-        after.transcription.take_over(state)
-        assert after.transcription.hand_over() == state
+        state: TranscriptionState = as_bytes_and_back(before.transcription.state())
+        after.transcription.take_up(state)
+        assert after.transcription.state() == state
 
 
 # The worker's requests

@@ -7,6 +7,7 @@ import pytest
 import structlog
 
 from dialog_supervisor.carriers.base import CarrierError
+from dialog_supervisor.carriers.twilio.recordings import TranscriptionState
 from protocol.messages import StartTranscript, Transcript, TranscriptStatus
 from tests.e2e.twilio_api import Answer, refusal
 from tests.supervisor.line import ROOT, TRANSCRIBE, RecordedLine, recorded_line
@@ -58,7 +59,7 @@ async def test_a_transcription_is_stopped_and_its_last_report_waited_for(line: R
 
 
 async def test_a_transcription_that_another_dialogd_began_can_be_stopped(line: RecordedLine) -> None:
-    line.transcription.take_up("GT1")
+    line.transcription.take_up(TranscriptionState(current="GT1", last="GT1"))
     await line.transcription.stop()
     assert line.api.asked[0].path == f"{ROOT}/Calls/CA1/Transcriptions/GT1.json"
 

@@ -3,7 +3,7 @@
 Sources: Twilio docs, "Recordings" and "Real-Time Transcriptions" resources.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import structlog
 import trio
@@ -22,22 +22,22 @@ log = structlog.get_logger("twilio")
 
 
 class RecordingsState(Struct, frozen=True, forbid_unknown_fields=True):
-    """The recordings of a call that another process takes over. `uncopied` are finished, and to be copied here."""
+    """The recordings of a call that another dialogd goes on with. `uncopied` are finished, and to be copied here."""
 
-    current: str
-    last: str
-    stopped: frozenset[str]
-    wanted: frozenset[str]
-    finished: frozenset[str]
-    uncopied: tuple[RecordingUrl, ...]
+    current: str = ""
+    last: str = ""
+    stopped: frozenset[str] = frozenset()
+    wanted: frozenset[str] = frozenset()
+    finished: frozenset[str] = frozenset()
+    uncopied: tuple[RecordingUrl, ...] = ()
 
 
 class TranscriptionState(Struct, frozen=True, forbid_unknown_fields=True):
-    """The transcription of a call that another process takes over."""
+    """The transcription of a call that another dialogd goes on with."""
 
-    current: str
-    last: str
-    over: frozenset[str]
+    current: str = ""
+    last: str = ""
+    over: frozenset[str] = frozenset()
 
 
 class Recordings:
@@ -58,13 +58,13 @@ class Recordings:
         self._uncopied: dict[str, RecordingUrl] = {}
         self._download, self._downloads = trio.open_memory_channel[RecordingUrl](_DOWNLOADS)
 
-    def hand_over(self) -> RecordingsState:
-        """Return what another process needs to go on."""
+    def state(self) -> RecordingsState:
+        """Return what another dialogd needs to go on."""
         sets = frozenset(self._stopped), frozenset(self._wanted), frozenset(self._finished)
         return RecordingsState(self._current, self._last, *sets, tuple(self._uncopied.values()))
 
-    def take_over(self, state: RecordingsState) -> None:
-        """Go on as another process left it; a copy that it had begun is begun again."""
+    def take_up(self, state: RecordingsState) -> None:
+        """Go on as another dialogd left it; a copy that it had begun is begun again."""
         self._current, self._last = state.current, state.last
         self._stopped, self._wanted, self._finished = set(state.stopped), set(state.wanted), set(state.finished)
         for recording in state.uncopied:
@@ -119,15 +119,6 @@ class Recordings:
         if not self._current:
             raise CarrierError("no recording of this call is under way")
         return self._current
-
-    def under_way(self) -> tuple[str, str, tuple[str, ...]]:
-        """Return the recording that is under way, the last one, and those to be copied here."""
-        return self._current, self._last, tuple(sorted(self._wanted - self._finished))
-
-    def take_up(self, current: str, last: str, wanted: Collection[str]) -> None:
-        """Go on with another's."""
-        self._current, self._last = current, last
-        self._wanted.update(wanted)
 
     def callback(self, fields: Mapping[str, str]) -> None:
         """Take Twilio's report on a recording, which may come twice, or before the answer to the request for it."""
@@ -196,12 +187,12 @@ class Transcription:
         self._over: set[str] = set()  # stopped; a report that one has begun may come after that
         self._changing = trio.Lock()
 
-    def hand_over(self) -> TranscriptionState:
-        """Return what another process needs to go on."""
+    def state(self) -> TranscriptionState:
+        """Return what another dialogd needs to go on."""
         return TranscriptionState(self._current, self._last, frozenset(self._over))
 
-    def take_over(self, state: TranscriptionState) -> None:
-        """Go on as another process left it."""
+    def take_up(self, state: TranscriptionState) -> None:
+        """Go on as another dialogd left it."""
         self._current, self._last, self._over = state.current, state.last, set(state.over)
 
     async def start(self, request: StartTranscript) -> None:
@@ -224,15 +215,6 @@ class Transcription:
             await self._rest.stop_transcription(self._call_sid, sid)
             self._over.add(sid)
             self._current = ""
-
-    @property
-    def under_way(self) -> str:
-        """The transcription that is under way."""
-        return self._current
-
-    def take_up(self, current: str) -> None:
-        """Go on with another's."""
-        self._current = self._last = current
 
     def callback(self, fields: Mapping[str, str]) -> None:
         """Take Twilio's report on a transcription."""

@@ -11,7 +11,7 @@ from msgspec import Struct
 from twilio.twiml.voice_response import Connect, VoiceResponse
 from websockets.frames import CloseCode
 
-from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsettled
+from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd
 from dialog_supervisor.carriers.twilio import callbacks, wire
 from dialog_supervisor.carriers.twilio.addresses import Addresses
 from dialog_supervisor.carriers.twilio.recordings import (
@@ -42,7 +42,7 @@ class _NotOurs(Exception):
 
 
 class TwilioLine(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is Twilio's own of a line that another process takes over."""
+    """What is under way at Twilio of a call that another dialogd goes on with."""
 
     stream_sid: str
     recordings: RecordingsState
@@ -78,15 +78,15 @@ class TwilioLeg(Leg):
         self._end = StreamEnd.RELEASED
 
     def _carried(self) -> bytes:
-        recordings, transcription = self._recordings.hand_over(), self._transcription.hand_over()
+        recordings, transcription = self._recordings.state(), self._transcription.state()
         return msgspec.msgpack.encode(TwilioLine(self._stream_sid, recordings, transcription))
 
-    def _take_over(self, carried: bytes) -> None:
+    def _take_up(self, carried: bytes) -> None:
         line = msgspec.msgpack.decode(carried, type=TwilioLine)
         self._stream_sid = line.stream_sid
         self._encoder = wire.Encoder(self._stream_sid)
-        self._recordings.take_over(line.recordings)
-        self._transcription.take_over(line.transcription)
+        self._recordings.take_up(line.recordings)
+        self._transcription.take_up(line.transcription)
 
     # Out
 
@@ -298,15 +298,6 @@ class TwilioLeg(Leg):
 
     async def stop_transcript(self) -> None:
         await self._transcription.stop()
-
-    def unsettled(self) -> Unsettled:
-        current, last, wanted = self._recordings.under_way()
-        return Unsettled(current, last, wanted, self._transcription.under_way, self.owed)
-
-    def take_up(self, unsettled: Unsettled) -> None:
-        super().take_up(unsettled)
-        self._recordings.take_up(unsettled.recording, unsettled.last_recording, unsettled.wanted)
-        self._transcription.take_up(unsettled.transcription)
 
     async def run_errands(self) -> None:
         await self._recordings.run()
