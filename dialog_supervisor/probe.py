@@ -5,8 +5,9 @@ from contextlib import suppress
 import structlog
 import trio
 
-from dialog_supervisor.generation import Generation, NoWorker
+from dialog_supervisor.generation import Generation
 from dialog_supervisor.snapshot import GenerationFailed
+from dialog_supervisor.template_process import NoWorker
 from dialog_supervisor.worker import Worker
 from protocol.framing import ProtocolError
 from protocol.link import LinkClosed, OutboxFull

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dialog_supervisor.generation import START_TIMEOUT_S
 from dialog_supervisor.sections import CallsConfig, GatewayConfig
 from dialog_supervisor.systemd import LISTENER_NAME
+from dialog_supervisor.template_process import START_TIMEOUT_S
 from tests.e2e.daemon import ACCOUNT_SID, DIALOGCTL, PROBE, Dialogd, write_agent
 
 ROOT = Path(__file__).parents[2]
