@@ -13,15 +13,16 @@ from functools import partial
 import structlog
 import trio
 
-from dialog_supervisor import logs, metrics
+from dialog_supervisor import logs
 from dialog_supervisor.carriers.base import CarrierError, Leg, StreamEnd, Unsettled
-from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.generation import Generation
-from dialog_supervisor.handover import CallInTransit, Ending
-from dialog_supervisor.metrics import Party
 from dialog_supervisor.recovery import CallState
 from dialog_supervisor.sections import CallsConfig, TransferConfig
 from dialog_supervisor.steps import Step, Steps
+from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.event_logs import EventLogs
+from dialog_supervisor.telemetry.metrics import Party
+from dialog_supervisor.upgrade.handover import CallInTransit, Ending
 from dialog_supervisor.websocket import MediaSocket
 from dialog_supervisor.worker import Worker, WorkerState
 from dialog_supervisor.worker_leg import WorkerLeg

@@ -15,9 +15,9 @@ import trio
 from cyclopts import App, CycloptsError, Parameter
 
 from dialog_supervisor import logs as logging
-from dialog_supervisor import rehearsal, watching
-from dialog_supervisor.asking import CONFIG_VARIABLE, Failed, ask, print_json
 from dialog_supervisor.config import ConfigError, load
+from dialog_supervisor.control import rehearsal, watching
+from dialog_supervisor.control.asking import CONFIG_VARIABLE, Failed, ask, print_json
 from dialog_supervisor.snapshot import GenerationFailed
 
 _COMMANDS = "dialogctl.commands"  # the entry points of those commands
@@ -61,8 +61,8 @@ def run(
     check_handover
         The same, only to say whether this version could go on with it.
     """
-    from dialog_supervisor import upgrade as upgrading  # noqa: PLC0415 - half a second that --help need not wait for
     from dialog_supervisor.supervisor import Supervisor  # noqa: PLC0415
+    from dialog_supervisor.upgrade import execution as upgrading  # noqa: PLC0415 - half a second that --help need not wait for
 
     loaded = load(config)
     try:

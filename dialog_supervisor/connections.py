@@ -10,9 +10,9 @@ from functools import partial
 import structlog
 import trio
 
-from dialog_supervisor import metrics
 from dialog_supervisor.http import Conversation, Handler, Refused, Request, Response, Upgrade
 from dialog_supervisor.sections import GatewayConfig
+from dialog_supervisor.telemetry import metrics
 from dialog_supervisor.websocket import MediaSocket, MediaSocketState, ReadinessTransport, StreamTransport
 
 _TLS_HANDSHAKE_S = 10.0

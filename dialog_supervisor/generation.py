@@ -7,11 +7,11 @@ import structlog
 import trio
 from msgspec import Struct
 
-from dialog_supervisor import metrics
 from dialog_supervisor.config import Config
-from dialog_supervisor.confinement import remove_scratch
+from dialog_supervisor.confinement.agents import remove_scratch
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.tally import Tally, TallyState
+from dialog_supervisor.telemetry import metrics
 from dialog_supervisor.template_process import NoWorker, TemplateProcess, TemplateState
 from dialog_supervisor.worker import Worker
 

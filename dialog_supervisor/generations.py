@@ -11,13 +11,13 @@ import trio
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from dialog_supervisor import metrics
 from dialog_supervisor.canary import Rules, Trial
 from dialog_supervisor.config import Config
 from dialog_supervisor.generation import Generation, GenerationState
 from dialog_supervisor.probe import probe
 from dialog_supervisor.snapshot import GenerationFailed, PrivateDirectory, private_directory, take
-from dialog_supervisor.sqlite import files_of
+from dialog_supervisor.store.sqlite import files_of
+from dialog_supervisor.telemetry import metrics
 
 log = structlog.get_logger("generations")
 

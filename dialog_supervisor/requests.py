@@ -10,8 +10,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dialog_supervisor.carriers.base import CarrierError, Leg, Unsupported
-from dialog_supervisor.metrics import Party
 from dialog_supervisor.sections import TransferConfig
+from dialog_supervisor.telemetry.metrics import Party
 from dialog_supervisor.transfer import is_allowed
 from protocol.messages import (
     Dispose,

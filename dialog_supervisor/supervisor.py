@@ -13,31 +13,32 @@ import httpx
 import structlog
 import trio
 
-from dialog_supervisor import metrics, orphans
 from dialog_supervisor.autoreload import Watch
 from dialog_supervisor.call import Call
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
 from dialog_supervisor.carriers.twilio.gateway import TwilioGateway
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
-from dialog_supervisor.cgroups import GROUPS, ancestry
 from dialog_supervisor.config import Config
-from dialog_supervisor.confinement import check_sandbox
+from dialog_supervisor.confinement import orphans
+from dialog_supervisor.confinement.agents import check_sandbox
+from dialog_supervisor.confinement.cgroups import GROUPS, ancestry
+from dialog_supervisor.confinement.usage import Meter
 from dialog_supervisor.connections import Listener
 from dialog_supervisor.control.app import Controlled, Refused, serve_control
 from dialog_supervisor.control.scrape import serve_figures
-from dialog_supervisor.figures import Figures
 from dialog_supervisor.generations import Generations, no_code
-from dialog_supervisor.handover import Handover
 from dialog_supervisor.http import Request, Response, Upgrade
-from dialog_supervisor.keeper import open_store
 from dialog_supervisor.listening import listen, tls
 from dialog_supervisor.machine import Machine
 from dialog_supervisor.snapshot import GenerationFailed
-from dialog_supervisor.succession import Succession
+from dialog_supervisor.store.keeper import open_store
 from dialog_supervisor.switchboard import Switchboard
 from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
-from dialog_supervisor.upgrade import let_signals_in
-from dialog_supervisor.usage import Meter
+from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.figures import Figures
+from dialog_supervisor.upgrade.execution import let_signals_in
+from dialog_supervisor.upgrade.handover import Handover
+from dialog_supervisor.upgrade.succession import Succession
 from dialog_supervisor.worker import Worker
 
 log = structlog.get_logger("dialogd")

@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
-from dialog_supervisor import metrics
 from dialog_supervisor.admission import REMEDIES, Admission, Objection
 from dialog_supervisor.call import Call, MakeLeg, State
 from dialog_supervisor.config import Config
-from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.generations import Generations
-from dialog_supervisor.handover import CallInTransit
-from dialog_supervisor.keeper import Keeper, Missing
 from dialog_supervisor.machine import Machine
-from dialog_supervisor.records import Record
 from dialog_supervisor.recovery import may_take_up
-from dialog_supervisor.store import Store
+from dialog_supervisor.store.base import Store
+from dialog_supervisor.store.keeper import Keeper, Missing
+from dialog_supervisor.store.records import Record
+from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.event_logs import EventLogs
+from dialog_supervisor.upgrade.handover import CallInTransit
 from protocol.messages import Metadata
 
 log = structlog.get_logger("dialogd")

@@ -24,8 +24,8 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
-from dialog_supervisor import limits
-from dialog_supervisor.sandbox import Confinement, Sandbox
+from dialog_supervisor.confinement import limits
+from dialog_supervisor.confinement.sandbox import Confinement, Sandbox
 from dialog_supervisor.sections import WorkersConfig
 from protocol.messages import PROTOCOL_VERSION
 

@@ -13,9 +13,9 @@ import structlog
 import trio
 from msgspec import Struct
 
-from dialog_supervisor import orphans
 from dialog_supervisor.config import Config
-from dialog_supervisor.confinement import confinement
+from dialog_supervisor.confinement import orphans
+from dialog_supervisor.confinement.agents import confinement
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ping, Ready, Report
 from dialog_supervisor.worker import Worker

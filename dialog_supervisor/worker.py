@@ -13,10 +13,10 @@ import structlog
 import trio
 from msgspec import Struct
 
-from dialog_supervisor import orphans
-from dialog_supervisor.cgroups import GROUPS
-from dialog_supervisor.metrics import Cause
+from dialog_supervisor.confinement import orphans
+from dialog_supervisor.confinement.cgroups import GROUPS
 from dialog_supervisor.output import Output, OutputState
+from dialog_supervisor.telemetry.metrics import Cause
 from dialog_supervisor.template import STACK_SIGNAL
 from protocol.link import Link, LinkClosed, LinkState, OutboxFull
 from protocol.messages import EXIT_WANT_OF_MEMORY, Command, Shutdown

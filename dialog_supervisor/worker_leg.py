@@ -7,18 +7,18 @@ from typing import Protocol
 import structlog
 import trio
 
-from dialog_supervisor import metrics
 from dialog_supervisor.carriers.base import Leg
 from dialog_supervisor.flow import Flow
 from dialog_supervisor.generation import Generation
-from dialog_supervisor.handover import WorkerLegInTransit
-from dialog_supervisor.metrics import Party
 from dialog_supervisor.recovery import CallState, Recovery
 from dialog_supervisor.requests import Requests
 from dialog_supervisor.sections import CallsConfig, TransferConfig
 from dialog_supervisor.steps import Steps
 from dialog_supervisor.tally import turn_fields
+from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.metrics import Party
 from dialog_supervisor.template_process import NoWorker
+from dialog_supervisor.upgrade.handover import WorkerLegInTransit
 from dialog_supervisor.worker import Worker, WorkerState
 from protocol.framing import ProtocolError
 from protocol.link import LinkClosed, OutboxFull

@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from dialog_supervisor import memory
 from dialog_supervisor.call import Call
 from dialog_supervisor.config import ConfigError
-from dialog_supervisor.figures import CONTENT_TYPE
+from dialog_supervisor.confinement import memory
 from dialog_supervisor.logs import mask
 from dialog_supervisor.snapshot import GenerationFailed
-from dialog_supervisor.upgrade import UpgradeFailed
+from dialog_supervisor.telemetry.figures import CONTENT_TYPE
+from dialog_supervisor.upgrade.execution import UpgradeFailed
 
 _RESTART_PAUSE_S = 1.0
 _CONFLICT = 409  # nothing is wrong with the request, but with what is to serve

@@ -9,9 +9,9 @@ import trio
 
 from dialog_supervisor.config import Config
 from dialog_supervisor.connections import Listener
-from dialog_supervisor.figures import CONTENT_TYPE
 from dialog_supervisor.http import Request, Response
 from dialog_supervisor.listening import listen
+from dialog_supervisor.telemetry.figures import CONTENT_TYPE
 
 _MAX_CONNECTIONS = 32  # a few Prometheus servers, each with one
 

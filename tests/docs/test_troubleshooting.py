@@ -12,8 +12,8 @@ import pytest
 import trio
 import trio_websocket
 
-from dialog_supervisor import sandbox
 from dialog_supervisor.config import ConfigError, load
+from dialog_supervisor.confinement import sandbox
 from dialog_supervisor.supervisor import Supervisor
 from tests.conftest import StartDialogd
 from tests.docs.page import DOCS, blocks

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from dialog_supervisor import cgroups
-from dialog_supervisor.cgroups import NoGroups
+from dialog_supervisor.confinement import cgroups
+from dialog_supervisor.confinement.cgroups import NoGroups
 from tests.conftest import StartDialogd
 from tests.e2e import daemon
 from tests.e2e.daemon import DIALOGD, PATIENCE_S, Dialogd

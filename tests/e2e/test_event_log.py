@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import trio
 
-from dialog_supervisor.event_logs import find
+from dialog_supervisor.telemetry.event_logs import find
 from protocol.messages import Dtmf, StreamingStarted
 from protocol.record import Entry, event_of, read
 from tests.conftest import StartDialogd

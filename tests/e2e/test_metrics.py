@@ -8,7 +8,7 @@ from typing import get_args
 import httpx
 import pytest
 
-from dialog_supervisor import metrics
+from dialog_supervisor.telemetry import metrics
 from tests.conftest import StartDialogd
 from tests.docs.page import sections, tables
 from tests.e2e.daemon import PROBE, Dialogd

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from dialog_supervisor.sqlite import files_of
-from dialog_supervisor.store import Fault
+from dialog_supervisor.store.base import Fault
+from dialog_supervisor.store.sqlite import files_of
 from tests.conftest import StartDialogd
 from tests.e2e.daemon import PATIENCE_S, Dialogd
 from tests.e2e.site import Site, counting, goes_on, kept, site

@@ -8,9 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dialog_supervisor.call_log import WAITING_BYTES, CallLog
-from dialog_supervisor.discretion import discreet, discreet_step
 from dialog_supervisor.steps import Step
+from dialog_supervisor.telemetry.call_log import WAITING_BYTES, CallLog
+from dialog_supervisor.telemetry.discretion import discreet, discreet_step
 from protocol.messages import Abort, Checkpoint, Dtmf, Heartbeat, Media, Message, Metadata, Post, Trace, TransferTo
 from protocol.record import RECORD_VERSION, Entry, Header
 

@@ -7,8 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dialog_supervisor import cgroups
-from dialog_supervisor.cgroups import Group, Groups, NoGroups, find_own
+from dialog_supervisor.confinement import cgroups
+from dialog_supervisor.confinement.cgroups import Group, Groups, NoGroups, find_own
 from dialog_supervisor.sections import WorkersConfig
 
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"

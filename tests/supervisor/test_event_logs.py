@@ -9,10 +9,10 @@ import structlog
 import trio
 from structlog.testing import capture_logs
 
-from dialog_supervisor import event_logs, metrics
-from dialog_supervisor.call_log import CallLog
-from dialog_supervisor.event_logs import EventLogs, expired, find
 from dialog_supervisor.sections import EventsConfig
+from dialog_supervisor.telemetry import event_logs, metrics
+from dialog_supervisor.telemetry.call_log import CallLog
+from dialog_supervisor.telemetry.event_logs import EventLogs, expired, find
 from protocol.messages import Dtmf
 from protocol.record import read
 

@@ -11,10 +11,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dialog_supervisor.carriers.base import Unsettled
 from dialog_supervisor.carriers.playout import OnTheWay
-from dialog_supervisor.keeper import ALIVE_INTERVAL_S, Keeper, Missing
-from dialog_supervisor.records import Record
 from dialog_supervisor.recovery import CallState
-from dialog_supervisor.store import Changes, Elsewhere, Fault, StoreFailed
+from dialog_supervisor.store.base import Changes, Elsewhere, Fault, StoreFailed
+from dialog_supervisor.store.keeper import ALIVE_INTERVAL_S, Keeper, Missing
+from dialog_supervisor.store.records import Record
 from protocol.messages import Metadata
 
 NOT_KEPT = "calls are not kept for another dialogd; they go on"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from dialog_supervisor.lease import Lease
+from dialog_supervisor.store.lease import Lease
 
 HOLDS = """
 import sys
 from pathlib import Path
-from dialog_supervisor.lease import Lease
+from dialog_supervisor.store.lease import Lease
 
 lease = Lease(Path(sys.argv[1]))
 lease.hold()

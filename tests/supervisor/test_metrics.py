@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from dialog_supervisor import metrics
+from dialog_supervisor.telemetry import metrics
 from dialog_supervisor.worker import Worker
 from protocol.messages import EXIT_WANT_OF_MEMORY, Turn
 

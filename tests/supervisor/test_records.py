@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from dialog_supervisor.carriers.playout import OnTheWay, Playout
-from dialog_supervisor.records import Line, Record, outlived, resumed
 from dialog_supervisor.recovery import CallState
+from dialog_supervisor.store.records import Line, Record, outlived, resumed
 from protocol.messages import MessageDispatched, Metadata
 
 METADATA = Metadata("CA1", "twilio", "+14155550123", "+14155550199")

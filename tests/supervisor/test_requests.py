@@ -10,9 +10,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dialog_supervisor.carriers.base import CarrierError, Unsupported
-from dialog_supervisor.metrics import Party
 from dialog_supervisor.requests import MAX_REQUEST_S, MAX_REQUESTS, Requests
 from dialog_supervisor.sections import TransferConfig
+from dialog_supervisor.telemetry.metrics import Party
 from protocol.messages import (
     Dispose,
     Event,

@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from dialog_supervisor import landlock, sandbox, seccomp
-from dialog_supervisor.landlock import EVERYTHING, READ, Right, known
-from dialog_supervisor.sandbox import visible
-from dialog_supervisor.seccomp import (
+from dialog_supervisor.confinement import landlock, sandbox, seccomp
+from dialog_supervisor.confinement.landlock import EVERYTHING, READ, Right, known
+from dialog_supervisor.confinement.sandbox import visible
+from dialog_supervisor.confinement.seccomp import (
     ALLOW,
     CLONE,
     CLONE3,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from dialog_supervisor.carriers.playout import OnTheWay
-from dialog_supervisor.lease import Lease
-from dialog_supervisor.records import Line, Record
 from dialog_supervisor.recovery import CallState
-from dialog_supervisor.sqlite import SCHEMA_VERSION, SqliteStore, files_of
-from dialog_supervisor.store import Changes, Elsewhere, Fault, StoreFailed
+from dialog_supervisor.store.base import Changes, Elsewhere, Fault, StoreFailed
+from dialog_supervisor.store.lease import Lease
+from dialog_supervisor.store.records import Line, Record
+from dialog_supervisor.store.sqlite import SCHEMA_VERSION, SqliteStore, files_of
 from protocol.messages import Metadata
 
 HOUR_S = 3600.0

@@ -25,9 +25,9 @@ from dialog_supervisor.carriers.playout import Playout, PlayoutState
 from dialog_supervisor.carriers.twilio.recordings import RecordingsState, TranscriptionState
 from dialog_supervisor.connections import Listener
 from dialog_supervisor.http import Request, Response, Upgrade
-from dialog_supervisor.metrics import Party
 from dialog_supervisor.requests import Requests, RequestsState
 from dialog_supervisor.sections import GatewayConfig, TransferConfig
+from dialog_supervisor.telemetry.metrics import Party
 from dialog_supervisor.websocket import MediaSocket, MediaSocketClosed, MediaSocketState, ReadinessTransport, Unfinished
 from protocol.messages import Event, Hangup, Message, MessageDispatched, RecordingUrl, Reply, StartRecording, TransferTo
 from tests.e2e.twilio_api import Answer

@@ -9,10 +9,10 @@ from trio.testing import MockClock
 
 from dialog_supervisor.call import Call
 from dialog_supervisor.carriers.base import Unsettled
-from dialog_supervisor.event_logs import EventLogs
 from dialog_supervisor.recovery import CallState
 from dialog_supervisor.sections import CallsConfig, EventsConfig, TransferConfig
 from dialog_supervisor.tally import Tally
+from dialog_supervisor.telemetry.event_logs import EventLogs
 from dialog_supervisor.template_process import NoWorker
 from dialog_supervisor.worker import Worker
 from protocol.framing import FrameDecoder

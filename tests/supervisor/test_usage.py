@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from dialog_supervisor.memory import Memory, describe, measure
-from dialog_supervisor.orphans import descendants
-from dialog_supervisor.usage import GOES_ON_S, PASS_S, Budget, Verdict, of_process
+from dialog_supervisor.confinement.memory import Memory, describe, measure
+from dialog_supervisor.confinement.orphans import descendants
+from dialog_supervisor.confinement.usage import GOES_ON_S, PASS_S, Budget, Verdict, of_process
 
 
 def verdicts(budget: Budget, *phases: tuple[float, float], until: float = 0) -> list[tuple[float, Verdict]]:

@@ -29,7 +29,7 @@ from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.carriers.twilio.voip import TwilioLeg
 from dialog_supervisor.config import Config
 from dialog_supervisor.http import Request, Response, Upgrade
-from dialog_supervisor.keeper import Missing
+from dialog_supervisor.store.keeper import Missing
 from protocol.messages import Event, Metadata
 
 SIGNATURE_HEADER = "x-twilio-signature"

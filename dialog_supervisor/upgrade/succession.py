@@ -9,9 +9,9 @@ import trio
 from dialog_supervisor.call import Call, MakeLeg
 from dialog_supervisor.connections import Listener
 from dialog_supervisor.generations import Generations
-from dialog_supervisor.handover import Handover
 from dialog_supervisor.switchboard import Switchboard
-from dialog_supervisor.upgrade import UpgradeFailed, check, execute, holding_signals, still
+from dialog_supervisor.upgrade.execution import UpgradeFailed, check, execute, holding_signals, still
+from dialog_supervisor.upgrade.handover import Handover
 from protocol.messages import Metadata
 
 _ANSWER_S = 0.1  # for the answer to whoever asked to be on its way

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from dialog_supervisor import event_logs
-from dialog_supervisor.asking import Failed, ask_lines, configuration
 from dialog_supervisor.config import Config
-from dialog_supervisor.discretion import HIDDEN, discreet_step
+from dialog_supervisor.control.asking import Failed, ask_lines, configuration
 from dialog_supervisor.steps import Step
+from dialog_supervisor.telemetry import event_logs
+from dialog_supervisor.telemetry.discretion import HIDDEN, discreet_step
 from protocol.record import Entry, NotARecord, read
 
 _REFRESH_S = 1.0

@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dialog_supervisor import event_logs
-from dialog_supervisor.asking import Failed, configuration
 from dialog_supervisor.config import Config
+from dialog_supervisor.control.asking import Failed, configuration
+from dialog_supervisor.telemetry import event_logs
 
 _REPLAY = ("-P", "-m", "dialog_worker.replay")  # by name: the supervisor's rooms do not import the worker's
 

@@ -17,12 +17,12 @@ import trio
 
 from dialog_supervisor.call import Call
 from dialog_supervisor.carriers.base import Leg, Unsettled
-from dialog_supervisor.lease import LeaseState
-from dialog_supervisor.records import Line, Record
 from dialog_supervisor.recovery import CallState
 from dialog_supervisor.sections import StoreConfig
-from dialog_supervisor.sqlite import SqliteStore
-from dialog_supervisor.store import REMEDIES, Changes, Elsewhere, Fault, Store, StoreFailed
+from dialog_supervisor.store.base import REMEDIES, Changes, Elsewhere, Fault, Store, StoreFailed
+from dialog_supervisor.store.lease import LeaseState
+from dialog_supervisor.store.records import Line, Record
+from dialog_supervisor.store.sqlite import SqliteStore
 
 ALIVE_INTERVAL_S = 0.5  # while there are calls; what a caller heard is known as exactly as this
 _MENDED = frozenset({Fault.CORRUPT, Fault.REPLACED})  # there is another file by then

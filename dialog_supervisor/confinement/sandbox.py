@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from dialog_supervisor import landlock, seccomp
-from dialog_supervisor.landlock import EVERYTHING, READ, WRITE, Right, Rule
+from dialog_supervisor.confinement import landlock, seccomp
+from dialog_supervisor.confinement.landlock import EVERYTHING, READ, WRITE, Right, Rule
 
 _PR_SET_NO_NEW_PRIVS = 38  # prctl(2)
 _CAPABILITIES_VERSION_3, _CAPABILITY_SETS_BYTES = 0x20080522, 24  # capget(2)

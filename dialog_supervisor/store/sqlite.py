@@ -17,9 +17,9 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from dialog_supervisor.lease import Lease, LeaseState
-from dialog_supervisor.records import Line, Record, outlived, resumed
-from dialog_supervisor.store import Changes, Elsewhere, Fault, StoreFailed
+from dialog_supervisor.store.base import Changes, Elsewhere, Fault, StoreFailed
+from dialog_supervisor.store.lease import Lease, LeaseState
+from dialog_supervisor.store.records import Line, Record, outlived, resumed
 
 SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 1.0  # another dialogd's transaction takes milliseconds

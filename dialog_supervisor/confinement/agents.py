@@ -6,11 +6,11 @@ from pathlib import Path
 
 import trio
 
-from dialog_supervisor import sandbox
 from dialog_supervisor.config import Config, ConfigError
-from dialog_supervisor.sandbox import Confinement, scratch_prefix
+from dialog_supervisor.confinement import sandbox
+from dialog_supervisor.confinement.sandbox import Confinement, scratch_prefix
 from dialog_supervisor.snapshot import Snapshot
-from dialog_supervisor.sqlite import files_of
+from dialog_supervisor.store.sqlite import files_of
 
 _SCRATCH = "scratch"  # beside the snapshots: the workers' directories for temporary files
 _HIDDEN_DIRECTORIES = ("CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")  # environment variables, systemd.exec(5)

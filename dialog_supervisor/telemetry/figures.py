@@ -9,8 +9,8 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from dialog_supervisor import metrics
 from dialog_supervisor.call import Call
+from dialog_supervisor.telemetry import metrics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _FRAMES = {"frames_in": "in", "frames_out": "out"}  # of a leg's counts, what is no oddity

@@ -8,11 +8,11 @@ from msgspec import Struct
 from dialog_supervisor.admission import Objection
 from dialog_supervisor.carriers.base import LegState
 from dialog_supervisor.generations import GenerationsState
-from dialog_supervisor.lease import LeaseState
-from dialog_supervisor.metrics import Party
 from dialog_supervisor.recovery import CallState
 from dialog_supervisor.requests import RequestsState
 from dialog_supervisor.steps import Step
+from dialog_supervisor.store.lease import LeaseState
+from dialog_supervisor.telemetry.metrics import Party
 from dialog_supervisor.worker import WorkerState
 from protocol.messages import PROTOCOL_VERSION, Metadata
 

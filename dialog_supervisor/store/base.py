@@ -9,8 +9,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from dialog_supervisor.lease import LeaseState
-from dialog_supervisor.records import Line, Record
+from dialog_supervisor.store.lease import LeaseState
+from dialog_supervisor.store.records import Line, Record
 
 
 class Fault(StrEnum):

@@ -17,8 +17,8 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from dialog_supervisor import orphans
-from dialog_supervisor.handover import VERSION, Handover
+from dialog_supervisor.confinement import orphans
+from dialog_supervisor.upgrade.handover import VERSION, Handover
 from protocol.messages import PROTOCOL_VERSION
 
 HANDOVER_OPTION, CHECK_OPTION = "--handover", "--check-handover"  # of dialogd; each is followed by a descriptor

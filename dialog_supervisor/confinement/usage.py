@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import structlog
 import trio
 
-from dialog_supervisor.orphans import descendants
+from dialog_supervisor.confinement.orphans import descendants
 from dialog_supervisor.sections import WorkersConfig
 from dialog_supervisor.template import STACKS_SIGNAL
 from dialog_supervisor.worker import Worker

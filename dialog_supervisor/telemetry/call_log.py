@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import trio
 
-from dialog_supervisor import metrics
-from dialog_supervisor.discretion import discreet, discreet_step
 from dialog_supervisor.steps import Step
+from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.discretion import discreet, discreet_step
 from protocol.messages import Command, Event, Heartbeat, Media, Post, Trace, Turn
 from protocol.record import Entry, Header, plain
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import structlog
 import trio
 
-from dialog_supervisor.cgroups import GROUPS
-from dialog_supervisor.limits import become_subreaper
+from dialog_supervisor.confinement.cgroups import GROUPS
+from dialog_supervisor.confinement.limits import become_subreaper
 
 _POLL_S = 0.01  # for killed processes to be gone, and for theirs to become ours
 _PATIENCE_S = 5.0  # with what the kernel cannot end now: it waits for a disk, say

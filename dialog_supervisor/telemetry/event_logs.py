@@ -16,9 +16,9 @@ from urllib.parse import quote
 import structlog
 import trio
 
-from dialog_supervisor import metrics
-from dialog_supervisor.call_log import CallLog
 from dialog_supervisor.sections import EventsConfig
+from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.call_log import CallLog
 from protocol.record import RECORD_VERSION, SUFFIX, Header
 
 _WRITE_S = 1.0  # between two writes, while no call ends
