@@ -55,7 +55,7 @@ class Config(Tables, frozen=True, kw_only=True):
     def agent_environ(self) -> dict[str, str]:
         """The environment of the processes that run agent code: without anything that holds a secret of the carrier.
 
-        Also what systemd gave this process alone (its notify socket, listeners and credentials) stays here.
+        Also what systemd gave this process alone (notify socket, listeners, credentials, journal) stays here.
         """
         secret = self.twilio.auth_token
         kept = {
@@ -63,7 +63,7 @@ class Config(Tables, frozen=True, kw_only=True):
             for name, value in self.environ.items()
             if secret not in value
             and not name.startswith(("TWILIO_", "TELNYX_", "LISTEN_"))
-            and name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY")
+            and name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM")
         }
         return {name: str(value) for name, value in self.agent.env.items()} | kept
 

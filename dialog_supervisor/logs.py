@@ -1,4 +1,6 @@
-"""Structured logs on stderr: readable on a terminal, JSON lines elsewhere, with the call's id on every line of a call.
+"""Structured logs: readable on a terminal, JSON lines elsewhere, with the call's id on every line of a call.
+
+They go to stderr, and where that is systemd's journal, there with fields.
 
 Telephone numbers and pressed keys are masked here, at the last moment, so that no caller of a logger has to think of it.
 """
@@ -9,10 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO, cast
+from typing import Any
 
 import structlog
 
+from dialog_supervisor import journal
 from dialog_supervisor.sections import LogConfig, Secret
 
 _TELEPHONE_NUMBER = re.compile(
@@ -85,44 +88,59 @@ def _drop_speech(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return event
 
 
-class _Stderr:
-    """Standard error for a process that must outlive its log: what cannot be written, on a full disk say, is lost.
+def _write(line: str, _about: Mapping[str, Any]) -> None:
+    """Write a line to standard error; what cannot be written, on a full disk say, is lost: dialogd must outlive its log.
 
-    It writes past `sys.stderr`, which would keep what failed, and fail again with it at exit.
+    It goes past `sys.stderr`, which would keep what failed, and fail again with it at exit.
     """
+    data = f"{line}\n".encode(errors="backslashreplace")
+    with suppress(OSError):
+        while data:
+            data = data[os.write(_STDERR_FD, data) :]
 
-    def write(self, text: str) -> None:
-        data = text.encode(errors="backslashreplace")
-        with suppress(OSError):
-            while data:
-                data = data[os.write(_STDERR_FD, data) :]
 
-    def flush(self) -> None:
-        """Nothing is held back."""
+class _Lines:
+    """What structlog calls a logger: has a method for each level, which takes the line and what it was made of."""
+
+    def __init__(self, write: Callable[[str, Mapping[str, Any]], None]) -> None:
+        for level in journal.PRIORITIES:
+            setattr(self, level, write)
+
+
+class _Libraries(logging.Handler):
+    """Has the standard library's loggers log as ours do."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(
+            min(record.levelno // 10 * 10, logging.CRITICAL), record.getMessage(), exc_info=record.exc_info
+        )
 
 
 def configure(config: LogConfig) -> None:
     """Set up logging for this process. Standard-library loggers of our libraries end in the same lines, from warnings on."""
     readable = sys.stderr.isatty() if config.format == "auto" else config.format == "console"
-    renderer = structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(ensure_ascii=False)
-    shared: list[structlog.typing.Processor] = [
-        *([] if config.transcripts else [_drop_speech]),
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-        *([] if readable else [structlog.processors.format_exc_info]),
-        _mask_event,
-        _in_order,
-        _tell_the_call,
-    ]
-    stderr = cast(TextIO, _Stderr())
+    render = structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer(ensure_ascii=False)
+    journalled = journal.is_behind(_STDERR_FD, os.environ)
+    lines = _Lines(journal.Journal(journal.write_through).write if journalled else _write)
+
+    def as_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (render(logger, method, {**event}), event), {}
+
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[
+            *([] if config.transcripts else [_drop_speech]),
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            *([] if readable else [structlog.processors.format_exc_info]),
+            _mask_event,
+            _in_order,
+            _tell_the_call,
+            as_line,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[config.level]),
-        logger_factory=structlog.WriteLoggerFactory(stderr),
+        logger_factory=lambda *_name: lines,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)

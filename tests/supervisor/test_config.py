@@ -309,7 +309,15 @@ def test_the_agent_gets_no_token_from_dotenv(write: Write, tmp_path: Path) -> No
 
 
 def test_the_agent_gets_nothing_that_systemd_gave_the_supervisor(write: Write) -> None:
-    names = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "CREDENTIALS_DIRECTORY"]
+    names = [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "CREDENTIALS_DIRECTORY",
+        "JOURNAL_STREAM",
+    ]
     assert not environ_of(write(), **dict.fromkeys(names, "1")).keys() & set(names)
 
 

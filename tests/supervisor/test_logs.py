@@ -35,7 +35,7 @@ def stderr(capfd: pytest.CaptureFixture[str]) -> Iterator[Stderr]:
 
 def logged(stderr: Stderr, event: str, **fields: Any) -> dict[str, Any]:
     configure(LogConfig(format="json"))
-    structlog.get_logger().info(event, **fields)
+    structlog.get_logger("room").info(event, **fields)
     line: dict[str, Any] = json.loads(stderr())
     return line
 
