@@ -154,12 +154,13 @@ class Template:
 
     def serve(self) -> None:
         """Serve until the supervisor is gone. Workers under way go on; the closed link tells them the same."""
-        while True:
-            for key, _ in self._selector.select():
-                if key.fd != self._control.fileno():
-                    self._reap(key.fd)
-                elif not self._request():
-                    return
+        with suppress(ConnectionError):  # it is gone before it could be told
+            while True:
+                for key, _ in self._selector.select():
+                    if key.fd != self._control.fileno():
+                        self._reap(key.fd)
+                    elif not self._request():
+                        return
 
     def _request(self) -> bool:
         data, fds, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, FORK_FDS)

@@ -1,13 +1,16 @@
 """The template's pure parts: what it tells an author of their mistake, and what it refuses to fork."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from dialog_supervisor.template import explain, load_entry
+from dialog_supervisor.sections import WorkersConfig
+from dialog_supervisor.template import Ping, Template, explain, load_entry
 
 Write = Callable[[str, str], Path]
 
@@ -55,6 +58,17 @@ def test_a_module_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
 def test_a_name_that_is_not_there_is_told_in_one_line(agent: Write) -> None:
     directory = agent("entry_empty", "")
     assert explained("entry_empty:create", directory) == "AttributeError: module 'entry_empty' has no attribute 'create'"
+
+
+# Its end
+
+
+def test_it_ends_without_a_word_when_the_supervisor_is_gone_before_it_is_answered() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        with ours:
+            ours.send(msgspec.msgpack.encode(Ping()))
+        Template(theirs, id, lambda *_: 0, "1", permitted=WorkersConfig(), sandbox=None, stack_fd=-1).serve()
 
 
 # Tracebacks
