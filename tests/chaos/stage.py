@@ -19,7 +19,8 @@ from dialog_local.carrier.company import PhoneCompany
 from dialog_local.carrier.phonecall import Call
 from tests.chaos.days import HOURS
 from tests.chaos.verdict import FALLBACK
-from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, Dialogd, LogLine, write_config
+from tests.e2e.control import LogLine
+from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, Dialogd, write_config
 
 DESK = Path(__file__).with_name("desk")
 CALLER, CALLEE = "+15550001111", "+15550002222"

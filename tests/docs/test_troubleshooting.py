@@ -18,7 +18,8 @@ from dialog_supervisor.supervisor import Supervisor
 from tests.conftest import StartDialogd
 from tests.docs.page import DOCS, blocks
 from tests.docs.services import http, http_server
-from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, DIALOGD, PATIENCE_S, PROBE, RECORDER, Dialogd, write_agent, write_config
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, DIALOGD, PROBE, RECORDER, Dialogd, write_agent, write_config
 from tests.e2e.site import counting, goes_on, site
 from tests.e2e.twilio_api import Answer, TwilioApi, twilio_api
 from tests.e2e.twilio_client import FORM, PhoneCall, Twilio, sign

@@ -12,10 +12,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import httpx
 import trio
+
+from tests.e2e.control import PATIENCE_S, Controlled, LogLine
 
 DIALOGD = Path(sys.executable).with_name("dialogd")
 DIALOGCTL = DIALOGD.with_name("dialogctl")
@@ -23,10 +24,7 @@ ACCOUNT_SID = "AC" + "5" * 32
 AUTH_TOKEN = "the-carriers-secret"
 PUBLIC_URL = "http://voice.test"  # resolved nowhere: clients connect to the address that dialogd logs
 NOWHERE = "http://127.0.0.1:9"  # the discard port: refuses connections, and never leaves this machine
-PATIENCE_S = 15.0  # for anything that should take milliseconds, on a busy machine
 _MARK = "DIALOGD_TEST_RUN"  # in the environment of every process that descends from one dialogd
-
-LogLine = dict[str, Any]
 
 PROBE = '''
 """An echo that does as the caller's keys say."""
@@ -237,7 +235,7 @@ def _table(name: str, values: Mapping[str, object]) -> Iterator[str]:
         yield f"{key} = {json.dumps(value)}"  # of strings, numbers and booleans, JSON is TOML too
 
 
-class Dialogd:
+class Dialogd(Controlled):
     """One process. `output` and `log` grow while it runs: what it wrote to stderr, and those lines of it that are JSON.
 
     With a `listener`, it is passed that instead of opening one, as by systemd's socket unit.
@@ -312,18 +310,9 @@ class Dialogd:
 
     # The control socket
 
-    async def ask(self, path: str, method: str = "GET") -> Any:
-        """Ask over the control socket, as `dialogctl` does."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self.directory / "control.sock"))
-        async with httpx.AsyncClient(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client:
-            response = await client.request(method, path)
-            return response.raise_for_status().json()
-
-    async def post(self, path: str) -> httpx.Response:
-        """Post to the control socket, and return the answer whatever it says."""
-        transport = httpx.AsyncHTTPTransport(uds=str(self.directory / "control.sock"))
-        async with httpx.AsyncClient(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client:
-            return await client.post(path)
+    @property
+    def control(self) -> Path:
+        return self.directory / "control.sock"
 
     async def ctl(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `dialogctl` with this process's configuration, and return its exit code and what it wrote."""
@@ -331,44 +320,6 @@ class Dialogd:
         environ = os.environ | {"TWILIO_AUTH_TOKEN": AUTH_TOKEN}
         done = await trio.run_process(command, env=environ, capture_stdout=True, capture_stderr=True, check=False)
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    async def steps(self, call_id: str, count: int = 1, **wanted: str) -> list[dict[str, Any]]:
-        """Return the first `count` steps of a call that have these values, as soon as there are so many."""
-        return await trio.to_thread.run_sync(self._watch, call_id, count, wanted)
-
-    def _watch(self, call_id: str, count: int, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        transport = httpx.HTTPTransport(uds=str(self.directory / "control.sock"))
-        with (
-            httpx.Client(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client,
-            client.stream("GET", f"/calls/{call_id}/events") as response,
-        ):
-            for line in response.iter_lines():
-                if wanted.items() <= (step := json.loads(line)).items():
-                    found.append(step)
-                if len(found) == count:
-                    return found
-        raise AssertionError(f"the call ended with {len(found)} steps {wanted}, not {count}\n{self.text}")
-
-    async def step(self, call_id: str, **wanted: str) -> dict[str, Any]:
-        """Return the first step of a call that has these values, as soon as there is one."""
-        return (await self.steps(call_id, 1, **wanted))[0]
-
-    async def watch(self, call_id: str, task_status: trio.TaskStatus[list[dict[str, Any]]]) -> None:
-        """Have a list of all steps of a call; it grows until the call is over, and this returns then."""
-        steps: list[dict[str, Any]] = []
-        transport = httpx.AsyncHTTPTransport(uds=str(self.directory / "control.sock"))
-        async with (
-            httpx.AsyncClient(transport=transport, base_url="http://dialogd", timeout=PATIENCE_S) as client,
-            client.stream("GET", f"/calls/{call_id}/events") as response,
-        ):
-            task_status.started(steps)
-            async for line in response.aiter_lines():
-                steps.append(json.loads(line))
-
-    async def ended(self, call_id: str) -> LogLine:
-        """Wait until a call is over and return the line of the log that says so."""
-        return await self.logged(event="call ended", call=call_id)
 
     # Its traces in the system
 

@@ -8,7 +8,8 @@ from typing import Self
 
 import trio
 
-from tests.e2e.daemon import PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd
 from tests.e2e.twilio_client import PhoneCall, sign
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10

@@ -4,7 +4,8 @@ import httpx
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.daemon import PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd
 
 
 class Scrape:

@@ -11,7 +11,8 @@ from typing import Any
 
 import trio
 
-from tests.e2e.daemon import PATIENCE_S, PUBLIC_URL, Dialogd, write_agent, write_config
+from tests.e2e.control import PATIENCE_S, Controlled
+from tests.e2e.daemon import PUBLIC_URL, Dialogd, write_agent, write_config
 from tests.e2e.test_recovery import COUNTER
 from tests.e2e.twilio_client import PhoneCall, Place, Twilio, verbs
 
@@ -58,10 +59,11 @@ def kept_calls(store: Path) -> dict[str, bytes]:
     """Return the calls that a store has, and the last checkpoint of each; "fallback" for one that waits for that."""
     with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT call_id, record FROM calls").fetchall()
-    return {call_id: _checkpoint(json.loads(record)) for call_id, record in rows}
+    return {call_id: checkpoint(json.loads(record)) for call_id, record in rows}
 
 
-def _checkpoint(record: dict[str, Any]) -> bytes:
+def checkpoint(record: dict[str, Any]) -> bytes:
+    """Return the last checkpoint that a call's record has, or what stands for one."""
     return b"fallback" if record["fallback"] else base64.b64decode(record["state"]["checkpoint"] or "")
 
 
@@ -86,7 +88,7 @@ async def counting(here: Site, twilio: Twilio, key: str = "3") -> AsyncIterator[
         yield call
 
 
-async def goes_on(dialogd: Dialogd, call: PhoneCall, expected: str = "3") -> None:
+async def goes_on(dialogd: Controlled, call: PhoneCall, expected: str = "3") -> None:
     """Ask what comes after, and check that the conversation goes on where it was, and ends as it should."""
     assert verbs(await call.after()) == ["Connect"]
     async with call.stream():

@@ -7,7 +7,8 @@ import trio
 
 from dialog_supervisor.admission import Admission
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd
 from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
 
 FALLBACK = ["Say", "Hangup"]

@@ -7,7 +7,8 @@ import trio
 
 from dialog_supervisor.autoreload import LOOK_EVERY_S
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import PATIENCE_S, write_agent
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import write_agent
 from tests.e2e.test_reload import Desk, write_version
 from tests.e2e.twilio_client import Twilio
 

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import PATIENCE_S, Dialogd, write_agent
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd, write_agent
 from tests.e2e.scrape import scrape
 from tests.e2e.test_reload import Desk
 from tests.e2e.twilio_client import PhoneCall, Twilio, verbs

@@ -18,7 +18,8 @@ from dialog_supervisor.confinement import cgroups
 from dialog_supervisor.confinement.cgroups import NoGroups
 from tests.conftest import StartDialogd
 from tests.e2e import daemon
-from tests.e2e.daemon import DIALOGD, PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import DIALOGD, Dialogd
 from tests.e2e.site import site
 from tests.e2e.twilio_client import PhoneCall, Twilio
 

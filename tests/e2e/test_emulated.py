@@ -19,7 +19,8 @@ from dialog_local.carrier.events import Ended, Played, StreamStarted
 from dialog_local.carrier.faults import RestError
 from dialog_local.carrier.phonecall import Call
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PATIENCE_S, PUBLIC_URL, RECORDER
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, RECORDER
 from tests.e2e.twilio_client import CALLEE, CALLER
 
 TONE = bytes([0x10, 0x90] * 800)  # 200 ms of a loud one, in mu-law

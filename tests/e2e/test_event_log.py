@@ -12,7 +12,8 @@ from dialog_supervisor.telemetry.event_logs import find
 from protocol.messages import Dtmf, StreamingStarted
 from protocol.record import Entry, event_of, read
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, Dialogd
 from tests.e2e.scrape import scrape
 from tests.e2e.twilio_client import CALLER, PhoneCall, Twilio
 

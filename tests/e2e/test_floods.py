@@ -4,7 +4,8 @@ import pytest
 import trio
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd
 from tests.e2e.twilio_client import Twilio
 
 LEFT = "worker left processes behind, which were killed"

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import AUTH_TOKEN, DIALOGD, PATIENCE_S, PROBE, PUBLIC_URL, Dialogd, write_agent, write_config
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import AUTH_TOKEN, DIALOGD, PROBE, PUBLIC_URL, Dialogd, write_agent, write_config
 from tests.e2e.twilio_client import PhoneCall, Place, Twilio, verbs
 
 MANY = int(os.environ.get("DIALOG_MANY_CALLS", "150"))

@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import PATIENCE_S, Dialogd, write_agent
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd, write_agent
 from tests.e2e.twilio_client import PhoneCall, Twilio
 
 MANY = int(os.environ.get("DIALOG_MANY_RELOADS", "4"))  # each takes most of a second; two hundred are a thorough check

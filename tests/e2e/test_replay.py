@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd
 from tests.e2e.test_event_log import record
 from tests.e2e.twilio_api import TwilioApi, twilio_api
 from tests.e2e.twilio_client import Twilio

@@ -13,7 +13,8 @@ from dialog_local.carrier.company import PhoneCompany
 from dialog_local.carrier.events import StreamStarted
 from dialog_local.carrier.phonecall import Call
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PATIENCE_S, PUBLIC_URL, RECORDER, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, RECORDER, Dialogd
 from tests.e2e.twilio_api import Answer, TwilioApi, twilio_api
 from tests.e2e.twilio_client import CALLEE, CALLER, FORM, PhoneCall, Twilio, sign
 

@@ -13,7 +13,8 @@ import trio
 from dialog_supervisor.store.base import Fault
 from dialog_supervisor.store.sqlite import files_of
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd
 from tests.e2e.site import Site, counting, goes_on, kept, site
 from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
 

@@ -19,7 +19,8 @@ import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 from twilio.request_validator import RequestValidator
 
-from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PATIENCE_S, Dialogd
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, Dialogd
 
 FRAME = bytes(range(160))  # 20 ms, each byte another, so that a mix-up shows
 FORM = "application/x-www-form-urlencoded"

@@ -18,7 +18,8 @@ from dialog_supervisor.config import ConfigError
 from dialog_supervisor.systemd import ServiceNotifier, inherited_listener, watchdog_timeout
 from tests.conftest import StartDialogd
 from tests.e2e import daemon
-from tests.e2e.daemon import PATIENCE_S, Dialogd, write_agent, write_config
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import Dialogd, write_agent, write_config
 
 State = dict[str, str]
 BEAT_S = 0.05
