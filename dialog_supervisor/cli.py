@@ -187,15 +187,19 @@ def _show_calls(*, json: bool) -> None:
 
 @control.command(help_flags=())
 def call(*tokens: Tokens) -> Any:
-    """Show one call (dialogctl call ID), or place one (dialogctl call --help)."""
-    if len(tokens) in (1, 2) and not tokens[0].startswith("-") and set(tokens[1:]) <= {"--json"}:
-        found = ask("GET", f"/calls/{tokens[0]}")
-        if "--json" in tokens:
-            print_json(found)
-        else:
-            print("\n".join(f"{key:<12}{value}" for key, value in found.items()))
+    """Show one call (dialogctl call ID [--follow] [--json]), or place one (dialogctl call --help)."""
+    if tokens and not tokens[0].startswith("-") and set(tokens[1:]) <= {"--json", "--follow"}:
+        _shown(lambda: _show_call(tokens[0], json="--json" in tokens), follow="--follow" in tokens)
         return 0
     return _other_room("call")(tokens, exit_on_error=False, result_action="return_value")
+
+
+def _show_call(call_id: str, *, json: bool) -> None:
+    found = ask("GET", f"/calls/{call_id}")
+    if json:
+        print_json(found)
+    else:
+        print("\n".join(f"{key:<12}{value}" for key, value in found.items()))
 
 
 @control.command(name="load", help_flags=())

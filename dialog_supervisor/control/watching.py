@@ -22,13 +22,20 @@ _QUIET_LEVELS = ("debug", "info")
 
 
 def follow(show: Callable[[], None]) -> None:
-    """Show something anew every second, until Ctrl-C: in place on a terminal, one below the other elsewhere."""
+    """Show something anew every second, until Ctrl-C: in place on a terminal, one below the other elsewhere.
+
+    Raises `Failed` when it cannot be shown at first; later, when dialogd is replaced by another say, that is shown.
+    """
+    show()
     while True:
-        if sys.stdout.isatty():
-            sys.stdout.write(_CLEAR)
-        show()
         sys.stdout.flush()
         time.sleep(_REFRESH_S)
+        if sys.stdout.isatty():
+            sys.stdout.write(_CLEAR)
+        try:
+            show()
+        except Failed as error:
+            print(error)
 
 
 def show_log(call_id: str, *, follow: bool, json: bool) -> None:

@@ -1,7 +1,9 @@
 """dialogd goes on as another version of itself: same process, same calls, and nobody at the other end of a line notices."""
 
 import json
+import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import trio
 import trio.lowlevel
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import Dialogd, write_agent, write_config
+from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, PATIENCE_S, Dialogd, write_agent, write_config
 from tests.e2e.test_lifetime import run
 from tests.e2e.test_reload import Desk
 from tests.e2e.twilio_api import twilio_api
@@ -241,3 +243,28 @@ def test_a_state_that_is_none_is_told_in_one_sentence(tmp_path: Path, option: st
     assert (said.returncode, said.stdout) == (1, "")
     assert said.stderr.startswith("dialogd: the state of the calls cannot be read by this version of dialogd: ")
     assert said.stderr.count("\n") == 1
+
+
+async def test_whoever_follows_a_call_on_the_command_line_goes_on_following(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd()
+    async with calls_under_way(dialogd, 1) as [call]:
+        command = [str(DIALOGCTL), "-c", str(dialogd.config), "call", call.sid, "--follow"]
+        environ = os.environ | {"TWILIO_AUTH_TOKEN": AUTH_TOKEN}
+        following = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, env=environ)
+        assert following.stdout is not None
+        with trio.fail_after(PATIENCE_S):
+            said = b""
+            while b"streaming" not in said:
+                said += await following.stdout.receive_some()
+            await upgraded(dialogd)
+            said = b""
+            while said.count(b"streaming") < 2:
+                said += await following.stdout.receive_some()
+        following.kill()
+        await following.wait()
+        await following.stdout.aclose()
+
+
+async def test_a_call_that_there_is_not_is_not_followed(start_dialogd: StartDialogd) -> None:
+    done = await start_dialogd().ctl("call", "CA1", "--follow")
+    assert (done.returncode, done.stderr) == (1, "dialogctl: there is no call CA1; see dialogctl calls\n")
