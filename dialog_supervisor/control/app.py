@@ -26,6 +26,7 @@ from dialog_supervisor.telemetry.figures import CONTENT_TYPE
 from dialog_supervisor.upgrade.execution import UpgradeFailed
 
 _RESTART_PAUSE_S = 1.0
+_NOT_FOUND = 404
 _CONFLICT = 409  # nothing is wrong with the request, but with what is to serve
 _KEEP_ALIVE_S = 2.0  # between requests; Hypercorn notices that a client left only when this is over
 
@@ -73,81 +74,102 @@ class Controlled(Protocol):
         """Have all next calls use the canary's code. Raises `GenerationFailed`."""
 
 
-def control_app(controlled: Controlled) -> Starlette:
-    """Return the API as an ASGI application."""
+class NoSuchCall(Exception):
+    """There is no call of this id."""
 
-    def found(request: Request) -> Call | Response:
+
+class ControlApi:
+    """What is answered on the control socket."""
+
+    def __init__(self, controlled: Controlled) -> None:
+        self._controlled = controlled
+
+    def _call(self, request: Request) -> Call:
         call_id = request.path_params["call_id"]
-        call = controlled.find(call_id)
-        return call or JSONResponse({"error": f"there is no call {call_id}; see dialogctl calls"}, 404)
+        call = self._controlled.find(call_id)
+        if call is None:
+            raise NoSuchCall(f"there is no call {call_id}; see dialogctl calls")
+        return call
 
-    async def status(_: Request) -> Response:
-        found = await memory.measure_all([call.worker for call in controlled.calls()])
-        return JSONResponse(controlled.status() | memory.describe(found))
+    async def status(self, _: Request) -> Response:
+        """Answer with dialogd's state, and the memory of its workers."""
+        found = await memory.measure_all([call.worker for call in self._controlled.calls()])
+        return JSONResponse(self._controlled.status() | memory.describe(found))
 
-    async def metrics(_: Request) -> Response:
-        return Response(controlled.render_figures(), media_type=CONTENT_TYPE)
+    async def metrics(self, _: Request) -> Response:
+        """Answer with all figures."""
+        return Response(self._controlled.render_figures(), media_type=CONTENT_TYPE)
 
-    async def calls(_: Request) -> Response:
-        return JSONResponse(await _described(controlled.calls()))
+    async def calls(self, _: Request) -> Response:
+        """Answer with the calls under way."""
+        return JSONResponse(await _described(self._controlled.calls()))
 
-    async def one_call(request: Request) -> Response:
-        call = found(request)
-        return call if isinstance(call, Response) else JSONResponse((await _described([call]))[0])
+    async def call(self, request: Request) -> Response:
+        """Answer with one call."""
+        return JSONResponse((await _described([self._call(request)]))[0])
 
-    async def events(request: Request) -> Response:
-        call = found(request)
-        if isinstance(call, Response):
-            return call
+    async def events(self, request: Request) -> Response:
+        """Answer with a call's steps as they come, or with `follow=no` those that there were."""
         follow = request.query_params.get("follow") != "no"
-        return StreamingResponse(_steps(call, follow=follow), media_type="application/x-ndjson")
+        return StreamingResponse(_steps(self._call(request), follow=follow), media_type="application/x-ndjson")
 
-    async def hangup(request: Request) -> Response:
-        call = found(request)
-        if isinstance(call, Response):
-            return call
+    async def hangup(self, request: Request) -> Response:
+        """End a call."""
+        call = self._call(request)
         call.end("hung up by the operator", by="operator")
         return JSONResponse(describe(call))
 
-    async def generations(_: Request) -> Response:
-        return JSONResponse(controlled.generations())
+    async def generations(self, _: Request) -> Response:
+        """Answer with the versions of the agent's code."""
+        return JSONResponse(self._controlled.generations())
 
-    async def drain(_: Request) -> Response:
-        return JSONResponse(controlled.drain())
+    async def drain(self, _: Request) -> Response:
+        """Take no other call."""
+        return JSONResponse(self._controlled.drain())
 
-    async def undrain(_: Request) -> Response:
-        try:
-            return JSONResponse(controlled.undrain())
-        except Refused as error:
-            return JSONResponse({"error": str(error)}, _CONFLICT)
+    async def undrain(self, _: Request) -> Response:
+        """Take calls again."""
+        return JSONResponse(self._controlled.undrain())
 
-    def swap(how: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(_: Request) -> Response:
-            try:
-                return JSONResponse(await how())
-            except (GenerationFailed, UpgradeFailed, Refused) as error:
-                return JSONResponse({"error": str(error)}, _CONFLICT)
 
-        return answer
-
+def control_app(controlled: Controlled) -> Starlette:
+    """Return the API as an ASGI application."""
+    api = ControlApi(controlled)
+    refusals = (Refused, GenerationFailed, UpgradeFailed)
     return Starlette(
         routes=[
-            Route("/status", status),
-            Route("/metrics", metrics),
-            Route("/calls", calls),
-            Route("/calls/{call_id}", one_call),
-            Route("/calls/{call_id}/events", events),
-            Route("/calls/{call_id}/hangup", hangup, methods=["POST"]),
-            Route("/generations", generations),
-            Route("/drain", drain, methods=["POST"]),
-            Route("/undrain", undrain, methods=["POST"]),
-            Route("/reload", swap(controlled.reload), methods=["POST"]),
-            Route("/upgrade", swap(controlled.upgrade), methods=["POST"]),
-            Route("/rollback", swap(controlled.rollback), methods=["POST"]),
-            Route("/promote", swap(controlled.promote), methods=["POST"]),
+            Route("/status", api.status),
+            Route("/metrics", api.metrics),
+            Route("/calls", api.calls),
+            Route("/calls/{call_id}", api.call),
+            Route("/calls/{call_id}/events", api.events),
+            Route("/calls/{call_id}/hangup", api.hangup, methods=["POST"]),
+            Route("/generations", api.generations),
+            Route("/drain", api.drain, methods=["POST"]),
+            Route("/undrain", api.undrain, methods=["POST"]),
+            Route("/reload", _swap(controlled.reload), methods=["POST"]),
+            Route("/upgrade", _swap(controlled.upgrade), methods=["POST"]),
+            Route("/rollback", _swap(controlled.rollback), methods=["POST"]),
+            Route("/promote", _swap(controlled.promote), methods=["POST"]),
         ],
-        exception_handlers={Exception: _failed},  # told here, because Hypercorn has no log
+        exception_handlers={
+            NoSuchCall: _said(_NOT_FOUND),
+            **dict.fromkeys(refusals, _said(_CONFLICT)),
+            Exception: _failed,  # told here, because Hypercorn has no log
+        },
     )
+
+
+def _swap(how: Callable[[], Awaitable[dict[str, Any]]]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(_: Request) -> Response:
+        return JSONResponse(await how())
+
+    return answer
+
+
+def _said(status: int) -> Callable[[Request, Exception], Response]:
+    """Return what answers an expected failure: with its own words."""
+    return lambda _, error: JSONResponse({"error": str(error)}, status)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
