@@ -28,6 +28,9 @@ class Step(Struct, frozen=True):
 class EventLog(Protocol):
     """What outlives the call: its event log."""
 
+    def begin_at(self, began_at: float) -> None:
+        """Count times from then, and all else from now."""
+
     def step(self, step: Step) -> None:
         """Take a step."""
 
@@ -57,12 +60,15 @@ class Steps:
         return tuple(self._kept)
 
     def keep_in(self, log: EventLog | None) -> None:
-        """Have the call's event log told too, if it has one."""
+        """Have the call's event log told too, if it has one, by the same clock."""
         self._log = log
+        if log is not None:
+            log.begin_at(self._began_at)
 
     def take_over(self, began_at: float, kept: Iterable[Step]) -> None:
         """Go on with a call that began then in another process, where its last steps were these."""
         self._began_at = began_at
+        self.keep_in(self._log)
         self._kept.clear()
         self._kept_size = 0
         for step in kept:

@@ -50,6 +50,11 @@ class CallLog:
         self._entries = 0  # that wait
         self.header = _encoder.encode(header) + b"\n"
 
+    def begin_at(self, began_at: float) -> None:
+        """Count times from when the call began; what was counted of its audio until now is no news."""
+        self._began_at = began_at
+        self._told.update(self._counts)
+
     def step(self, step: Step) -> None:
         """Take a step of the call's."""
         text, fields = step.text, dict[str, Any](step.fields)
