@@ -114,6 +114,7 @@ class Supervisor(Controlled):
     def _say_ready(self, listening: socket.socket) -> None:
         host, port = listening.getsockname()[:2]
         log.info("ready", listen=f"{host}:{port}", public_url=self._config.gateway.public_url, pid=os.getpid())
+        GROUPS.tell()
         self._service.ready()
 
     def _summary(self) -> str:

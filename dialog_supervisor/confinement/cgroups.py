@@ -141,7 +141,7 @@ class Groups:
         self._dying: list[Group] = []
 
     async def enter(self, limits: WorkersConfig, own: Path | None = None) -> None:
-        """Move this process to where groups can be made beside it; where there can be none, say so and go on."""
+        """Move this process to where groups can be made beside it, if there is such a place; `tell` says whether."""
         self._limits = limits
         try:
             self._base = await _free_for_groups(own or _own())
@@ -150,13 +150,18 @@ class Groups:
                 _write(self._base / OWN / "cpu.weight", str(_CPU_WEIGHT))
         except (NoGroups, OSError) as error:
             self._reason = str(error)
-            log.info("workers have no control groups of their own", reason=self._reason)
             return
         for forsaken in self._forsaken():
             group = Group(forsaken)
             group.kill()
             self._dying.append(group)
-        log.info("each worker has a control group", within=str(self._base), limiting=list(self._controllers))
+
+    def tell(self) -> None:
+        """Say in the log whether there are groups."""
+        if self._base is None:
+            log.info("workers have no control groups of their own", reason=self._reason)
+        else:
+            log.info("each worker has a control group", within=str(self._base), limiting=list(self._controllers))
 
     def make(self) -> Group | None:
         """Return a group for a worker, or None where there are none."""

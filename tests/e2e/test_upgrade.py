@@ -14,7 +14,8 @@ import trio
 import trio.lowlevel
 
 from tests.conftest import StartDialogd
-from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, PATIENCE_S, Dialogd, write_agent, write_config
+from tests.e2e.control import PATIENCE_S
+from tests.e2e.daemon import AUTH_TOKEN, DIALOGCTL, Dialogd, write_agent, write_config
 from tests.e2e.test_lifetime import run
 from tests.e2e.test_reload import Desk
 from tests.e2e.twilio_api import twilio_api
