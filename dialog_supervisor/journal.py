@@ -47,7 +47,10 @@ def _field(name: bytes, value: bytes) -> bytes:
 
 
 class Journal:
-    """Sends lines to journald without ever waiting for it. What it does not take goes to `otherwise`."""
+    """Sends lines to journald without ever waiting for it.
+
+    What it does not take goes to `otherwise`, with the priority before it as a stream to the journal has it (sd-daemon(3)).
+    """
 
     def __init__(self, otherwise: Callable[[str], None], path: Path = SOCKET) -> None:
         self._otherwise = otherwise
@@ -56,11 +59,11 @@ class Journal:
 
     def write(self, line: str, about: Mapping[str, Any]) -> None:
         """Send one line of the log."""
-        data = encode(entry(line, about))
+        fields = entry(line, about)
         try:
-            self._send(data)
+            self._send(encode(fields))
         except OSError:
-            self._otherwise(line)
+            self._otherwise(f"<{fields['PRIORITY']}>{line}")
 
     def close(self) -> None:
         """Send no more."""

@@ -112,15 +112,15 @@ def test_a_journald_that_reads_nothing_is_not_waited_for(journal: tuple[Journal,
         journal[0].write(line, {"level": "info"})
     taken = len(lines) - len(journal[1])
     assert 0 < taken < len(lines)
-    assert journal[1] == lines[taken:]
+    assert journal[1] == [f"<6>{line}" for line in lines[taken:]]
 
 
-def test_without_a_journald_lines_go_elsewhere(tmp_path: Path) -> None:
+def test_without_a_journald_lines_go_elsewhere_with_their_priority(tmp_path: Path) -> None:
     lines: list[str] = []
     journal = Journal(lines.append, tmp_path / "socket")
-    journal.write("line", {"level": "info"})
+    journal.write("line", {"level": "warning"})
     journal.write(LARGE, {"level": "info"})
-    assert lines == ["line", LARGE]
+    assert lines == ["<4>line", f"<6>{LARGE}"]
     journal.close()
 
 
