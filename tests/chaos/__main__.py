@@ -14,6 +14,7 @@ import trio
 from cyclopts import Parameter
 
 from tests.chaos.batch import CALLS, Row, play
+from tests.chaos.caller import Voices
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.rehearsal import MAX_CONTEXTS, synthesised
 from tests.conftest import local_providers
@@ -78,13 +79,23 @@ async def _play_all(faults: Sequence[Fault], directory: Path, repeat: int) -> li
         voices = await synthesised(server)
         for number, fault in enumerate(faults, 1):
             for played in range(1, PLAYED_AT_MOST + 1):
-                row = await play(fault, directory / f"{number:02}-{played}", server, voices, struck=repeat)
+                row = await _played(fault, directory / f"{number:02}-{played}", server, voices, repeat)
                 row = msgspec.structs.replace(row, played=played)
-                if row.right:
+                if row.right or not row.struck:
                     break
             rows.append(row)
             print(f"{number}/{len(faults)} {' | '.join(row.cells())}", *row.complaints, sep="\n    ", file=sys.stderr)
     return rows
+
+
+async def _played(fault: Fault, directory: Path, server: str, voices: Voices, repeat: int) -> Row:
+    """Return a fault's row, which says so where it could not be played."""
+    if lacking := fault.props.lacking:
+        return Row.not_played(fault, f"this machine lacks {lacking}")
+    try:
+        return await play(fault, directory, server, voices, struck=repeat)
+    except Exception as error:  # noqa: BLE001 - a row's boundary: what goes wrong in one must not cost the others
+        return Row.not_played(fault, f"it broke the scene: {error!r}")
 
 
 def _print(rows: Sequence[Row]) -> None:

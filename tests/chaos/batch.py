@@ -39,6 +39,11 @@ class Row(Struct, frozen=True):
     shares_ms: tuple[float, ...] = ()
     played: int = 1
 
+    @classmethod
+    def not_played(cls, fault: Fault, why: str) -> "Row":
+        """Return the row of a fault that could not be played."""
+        return cls(fault.name, fault.outcome, 0, 0, 0, 0.0, (), (f"not played: {why}",), 0.0)
+
     @property
     def right(self) -> bool:
         """Whether everything was as it has to be."""
@@ -46,6 +51,8 @@ class Row(Struct, frozen=True):
 
     def cells(self) -> tuple[str, ...]:
         """Return the row for people."""
+        if not self.struck:
+            return (self.fault, "not played", "", "", "", "")
         return (
             self.fault,
             str(self.disturbed),
