@@ -99,6 +99,6 @@ FAULTS = (
     Fault("store deleted", strikes.delete_store, "dialogd", may_log=_LOST, may_say=_LOST),
     Fault("clock stepped", strikes.step_clock, "dialogd", props=Props(own_clock=True)),
     Fault("carrier socket cut", strikes.cut, may_log=_CUT),
-    Fault("carrier silent", strikes.mute, may_log=_MUTE, may_repeat=True),
+    Fault("carrier silent", strikes.when_next(strikes.mute, "agent", after_s=0.3), may_log=_MUTE, may_repeat=True),
     Fault("ten faults at once", strikes.one_each(*_TEN), "all", may_log=_TENFOLD, may_repeat=True),
 )

@@ -18,7 +18,7 @@ Strike: TypeAlias = Callable[[Stage, Call], Awaitable[None]]
 
 _SAVED_S = 0.15  # after a question was heard, until the supervisor has it
 _BLOCK = 4096
-_WRONG_S = 3.0  # long enough for a question and its answer
+_WRONG_S = 4.0  # long enough to be noticed, and for a question and its answer
 _BROKEN = "def create(voip)  # no colon\n"
 _CRASHING = """
 
@@ -65,6 +65,16 @@ def at_a_moment(strike: Strike, who: Party, number: int, after_s: float) -> Stri
         await trio.sleep(after_s)
         stage.struck(call)
         await strike(stage, call)
+
+    return strike_then
+
+
+def when_next(strike: Strike, who: Party, after_s: float) -> Strike:
+    """Return a strike that comes so many seconds after one side begins to speak again."""
+
+    async def strike_then(stage: Stage, call: Call) -> None:
+        before = sum(isinstance(event, VoiceBegan) and event.who == who for event in call.log.history)
+        await at_a_moment(strike, who, before + 1, after_s)(stage, call)
 
     return strike_then
 

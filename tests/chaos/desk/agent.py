@@ -115,7 +115,7 @@ def create(voip: VoIP) -> Agent:
     voip.__class__ = TimedLine
     return Clerk(
         voip=voip,
-        stt=DeepgramSTT(finalize_timeout_s=EAR_S, stall_s=EAR_S),
+        stt=DeepgramSTT(stall_s=EAR_S),
         tts=CartesiaTTS("joe"),
         model="scripted-receptionist",
     )
