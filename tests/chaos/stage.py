@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -24,7 +25,7 @@ from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, PUBLIC_URL, Dialogd, write
 
 DESK = Path(__file__).with_name("desk")
 CALLER, CALLEE = "+15550001111", "+15550002222"
-FAKETIME = f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketime.so.1"
+SHIM = Path(__file__).with_name("clock.c")
 RESTART_S = 1.0  # RestartSec= of deploy/systemd/dialogd.service
 _BACKLOG = 128
 _LOOK_S = 2.5  # between two looks: each leaves a connection behind that dialogd closes a little later
@@ -46,8 +47,8 @@ class Props(Struct, frozen=True):
         """Return what this machine does not have of it, "" for nothing."""
         if self.disk_bytes and os.geteuid() != 0:
             return "root, to mount a small disk"
-        if self.own_clock and not Path(FAKETIME).exists():
-            return "the Debian package faketime"
+        if self.own_clock and shutil.which("cc") is None:
+            return "a C compiler, cc"
         return ""
 
 
@@ -60,7 +61,8 @@ class Stage:
         self.disk = directory / "disk"  # all that dialogd writes, but for its log and its control socket
         self.temporary = self.disk / "tmp"
         self.state = self.disk / "state"
-        self.clock = directory / "clock"  # by how much dialogd's clock is wrong, in libfaketime's words
+        self.clock = directory / "clock"  # by how many seconds dialogd's clock is wrong
+        self._shim = directory / "clock.so"
         self.dialogd: Dialogd
         self._server = server
         self._props = props
@@ -79,7 +81,9 @@ class Stage:
             stage = cls(directory, server, props, listener)
             shutil.copytree(DESK, stage.agent, ignore=shutil.ignore_patterns("__pycache__"))
             stage.disk.mkdir()
-            stage.clock.write_text("+0\n")
+            stage.set_clock(0)
+            if props.own_clock:
+                await trio.run_process(["cc", "-O2", "-shared", "-fPIC", "-o", str(stage._shim), str(SHIM)])
             if props.disk_bytes:
                 _mount(stage.disk, props.disk_bytes, undo)
             stage.temporary.mkdir()
@@ -107,12 +111,7 @@ class Stage:
         }
         keys = dict.fromkeys(("DEEPGRAM_API_KEY", "CARTESIA_API_KEY", "OPENAI_API_KEY"), "local")
         own = {"TMPDIR": str(self.temporary), "XDG_STATE_HOME": str(self.state), "HOURS": json.dumps(HOURS)}
-        clock = {
-            "LD_PRELOAD": FAKETIME,
-            "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-            "FAKETIME_CACHE_DURATION": "1",  # s: asking the file each time would slow everything down
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        clock = {"LD_PRELOAD": str(self._shim), "CLOCK_OFFSET": str(self.clock)}
         environ = providers | keys | own | (clock if self._props.own_clock else {})
         self.dialogd = Dialogd(self._config, environ, listener=self._listener)
         if undo is not None:
@@ -124,6 +123,12 @@ class Stage:
         for number, dialogd in enumerate((*self._past, self.dialogd), 1):
             dialogd.__exit__()
             (self.directory / f"dialogd-{number}.log").write_text(dialogd.text)
+
+    def set_clock(self, wrong_by_s: int) -> None:
+        """Have the clock of dialogd and its workers be wrong from now on."""
+        self.clock.touch()
+        with self.clock.open("r+b") as offset:  # the same file, which they have mapped
+            offset.write(wrong_by_s.to_bytes(8, sys.byteorder, signed=True))
 
     async def kill(self) -> None:
         """Kill dialogd, and start another as soon as systemd would."""

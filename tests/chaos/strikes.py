@@ -18,7 +18,8 @@ Strike: TypeAlias = Callable[[Stage, Call], Awaitable[None]]
 
 _SAVED_S = 0.15  # after a question was heard, until the supervisor has it
 _BLOCK = 4096
-_WRONG_S = 4.0  # long enough to be noticed, and for a question and its answer
+_DAY_S = 86_400
+_WRONG_S = 4.0  # long enough for a question and its answer
 _BROKEN = "def create(voip)  # no colon\n"
 _CRASHING = """
 
@@ -185,6 +186,6 @@ async def delete_store(stage: Stage, _call: Call) -> None:
 
 async def step_clock(stage: Stage, _call: Call) -> None:
     """Have dialogd's clock, and its workers', be a day ahead, then a day behind, then right."""
-    for wrong_by in ("+1d", "-1d", "+0"):
-        stage.clock.write_text(f"{wrong_by}\n")
+    for wrong_by_s in (_DAY_S, -_DAY_S, 0):
+        stage.set_clock(wrong_by_s)
         await trio.sleep(_WRONG_S)
