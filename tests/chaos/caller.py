@@ -12,7 +12,7 @@ from dialog_local.carrier.playout import BYTES_PER_SECOND
 from tests.chaos.days import DAYS, GREETING, answer, question
 
 PATIENCE_S = 12.0  # for an answer; a worker that hangs costs 5 s, and one that begins anew some more
-ASKS_AGAIN_AFTER_S = 7.0  # of silence, where the line may have lost the question
+ASKS_AGAIN_AFTER_S = 9.0  # of silence, where the line may have lost the question; before, it might be heard by halves
 REPEATED = 2  # how often it is asked again
 COMPLETE = 0.8  # of an answer's length: resumed in mid-sentence, it is spoken a little faster or slower
 TWICE = 1.45  # of an answer's length: more than was to be said

@@ -14,7 +14,7 @@ from tests.chaos.days import GREETING, answer
 CONCERNED = 2  # exchanges: the one that the fault struck in, and the next
 SILENCE_LIMIT_S = 4.0  # of a call that nothing struck, on a machine that ten callers keep busy
 TAKES_OVER = "worker died in mid-call, and another takes over"
-HANDED_OVER_S = 8.0  # until a caller whose agent cannot go on is told so
+HANDED_OVER_S = 10.0  # until a caller whose agent cannot go on is told so
 FALLBACK = "Please call again later."
 HUNG_UP = "the caller hung up"
 
