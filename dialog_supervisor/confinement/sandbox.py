@@ -141,7 +141,7 @@ def _give_up_privileges() -> None:
 
 def _interpreter() -> Iterator[str]:
     """Yield where this interpreter and its libraries are."""
-    yield from (sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(__file__).parents[1]))
+    yield from (sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(__file__).parents[2]))
     yield from filter(None, sys.path)
 
 
