@@ -147,7 +147,7 @@ async def test_a_reload_brings_the_next_call_the_new_code(machine: Machine, twil
     code.write_text(AGENT.replace('VERSION = "one"', 'VERSION = "two"'))
     before = str((await machine.ask("/status"))["generation"])
     await machine.does("systemctl", "reload", "dialogd")
-    await machine.until(lambda: before not in machine.show("StatusText"))
+    await machine.until(lambda: "generation" in machine.show("StatusText") and before not in machine.show("StatusText"))
     async with twilio.streaming() as call:
         await call.press("A")
         assert (await machine.step(call.sid, kind="version"))["text"] == "two"
@@ -169,7 +169,7 @@ async def test_an_upgrade_is_the_same_service_for_systemd(machine: Machine, twil
         await call.echo()
         await machine.does("dialogctl", "upgrade")
         await call.echo()
-        assert machine.show("StatusText").startswith("taking calls; 1 under way")
+        await machine.until(lambda: machine.show("StatusText").startswith("taking calls; 1 under way"))
         for _ in range(4):  # beats of the watchdog; together longer than it waits
             beat = machine.show("WatchdogTimestampMonotonic")
             await machine.until(lambda beat=beat: machine.show("WatchdogTimestampMonotonic") != beat)  # type: ignore[misc]
