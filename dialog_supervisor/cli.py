@@ -337,16 +337,14 @@ def upgrade(*, json: AsJson = False) -> None:
     their code: dialogctl reload has the next calls use the new version's dialog_worker too.
     """
     before = ask("GET", "/status")
-    began_at = time.monotonic()
     ask("POST", "/upgrade", timeout_s=_UPGRADE_TIMEOUT_S)
     found = _upgraded(before["upgrades"])
-    seconds = time.monotonic() - began_at
     if json:
-        print_json({key: found[key] for key in ("version", "pid", "upgrades", "calls")} | {"previous": before["version"]})
+        told = ("version", "pid", "upgrades", "away_ms", "calls")
+        print_json({key: found[key] for key in told} | {"previous": before["version"]})
     else:
-        print(
-            f"dialogd {found['version']}, before {before['version']}, goes on with {found['calls']} calls; {seconds:.1f} s"
-        )
+        versions = f"dialogd {found['version']} goes on after {before['version']}"
+        print(f"{versions} with {found['calls']} calls; they were not read for {found['away_ms']} ms")
 
 
 def _upgraded(upgrades: int) -> dict[str, Any]:

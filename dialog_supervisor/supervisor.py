@@ -186,6 +186,7 @@ class Supervisor(Controlled):
             "uptime_s": round(trio.current_time() - self._succession.began_at, 1),
             "upgrades": self._succession.count,
             "upgrade_failed": self._succession.failed,
+            "away_ms": self._succession.away_ms,
             **self._admission.describe(),
             "calls": len(self._switchboard.calls),
             "states": self._switchboard.states(),

@@ -24,6 +24,7 @@ class Succession:
 
     def __init__(self, switchboard: Switchboard, generations: Generations, handed: Handover | None) -> None:
         self.count = 0 if handed is None else handed.upgrades + 1
+        self.away_ms = 0  # for which nobody read what callers said
         self.failed = ""  # why this process is still the same, when it should be another
         self.under_way = False
         self.began_at = trio.current_time()
@@ -57,7 +58,8 @@ class Succession:
             if transit.leg.socket is not None:
                 listener.take_over_media(transit.leg.socket, call.stream)
         listener.take_over(handed.connections)
-        log.info("dialogd goes on as another version", calls=len(self._calls), upgrades=self.count)
+        self.away_ms = round((time.monotonic() - handed.at) * 1000)
+        log.info("dialogd goes on as another version", calls=len(self._calls), upgrades=self.count, away_ms=self.away_ms)
         self._calls.clear()
 
     # To the next

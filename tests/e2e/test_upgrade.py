@@ -50,7 +50,9 @@ async def test_calls_go_on_with_the_same_process_the_same_workers_and_the_same_s
     async with calls_under_way(dialogd, 5) as calls:
         workers = [await worker(dialogd, call) for call in calls]
         before = await dialogd.ask("/status")
-        assert (await upgraded(dialogd))["pid"] == dialogd.pid
+        said = await upgraded(dialogd)
+        assert said["pid"] == dialogd.pid
+        assert said["away_ms"] > 0
         for call in calls:
             await call.echo()
         assert [await worker(dialogd, call) for call in calls] == workers
