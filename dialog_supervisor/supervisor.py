@@ -3,8 +3,8 @@
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -73,7 +73,7 @@ class Supervisor(Controlled):
         context, listening = tls(self._config), self._listen()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
             nursery.start_soon(self._switchboard.events.run)
-            with listening, trio.open_signal_receiver(signal.SIGHUP) as hangups:
+            with listening, _signals(signal.SIGHUP) as hangups:
                 await GROUPS.enter(self._config.workers)
                 await nursery.start(orphans.run)
                 await nursery.start(self._machine.run)
@@ -87,7 +87,7 @@ class Supervisor(Controlled):
                 await nursery.start(serve_control, self, self._config.control.socket)
                 await nursery.start(serve_figures, self._config, self.render_figures, self._health)
                 nursery.start_soon(metrics.watch_loop)
-                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                with _signals(signal.SIGTERM, signal.SIGINT) as signals:
                     async with trio.open_nursery() as calls:
                         self._switchboard.open(calls)
                         await nursery.start(self._listener.serve, listening)  # who connected before waits in the backlog
@@ -265,3 +265,12 @@ class Supervisor(Controlled):
         if self._admission.stopping:
             log.warning(f"no {what}, because dialogd is stopping")
             raise GenerationFailed(f"dialogd is stopping, and does not {what} any more")
+
+
+@contextmanager
+def _signals(*numbers: signal.Signals) -> Iterator[AsyncIterator[int]]:
+    """Receive signals inside; from the end of the block on they are ignored, so that what comes last is not cut short."""
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # which leaving the receiver brings back; SIG_IGN would lose what waits
+    with trio.open_signal_receiver(*numbers) as received:
+        yield received
