@@ -52,6 +52,7 @@ _TEMPLATE = ("the template process",)
 _LOST = ("the store", "calls are not kept for another dialogd")
 _TAKEN_UP = ("a call is taken up that another dialogd left",)
 _PREVIOUS = ("1 snapshots",)  # of the code before, for a rollback
+_POOLED = ("1 socket",)  # to the carrier's API, kept for the next request
 _REFUSED = ("the reload failed",)
 _TENFOLD = (*_HANGS, *_FAILS, *_CRASHES_IN_C, *_GARBAGE, *_DEAF, *_CUT)
 _LITTLE_MEMORY = Props({"workers": {"memory": 300_000_000}})  # bytes that a bomb may fill: more only takes longer
@@ -79,7 +80,7 @@ FAULTS = (
     Fault("descriptor leak", strikes.press("5"), may_log=_FAILS),
     Fault("pipe flood", strikes.press("6"), may_log=_GARBAGE),
     Fault("garbage on the pipe", strikes.press("7"), may_log=_GARBAGE),
-    Fault("full pipe", strikes.press("9"), may_log=_DEAF, may_repeat=True),
+    Fault("full pipe", strikes.when_next(strikes.press("9"), "agent", after_s=0.3), may_log=_DEAF, may_repeat=True),
     Fault("template killed", strikes.signal_template(signal.SIGKILL), "next", may_say=_TEMPLATE),
     Fault("template stopped", strikes.signal_template(signal.SIGSTOP), "next", may_say=_TEMPLATE),
     Fault("code that does not import", strikes.load_broken_code, "next", may_say=_REFUSED),
@@ -99,6 +100,12 @@ FAULTS = (
     Fault("store deleted", strikes.delete_store, "dialogd", may_log=_LOST, may_say=_LOST),
     Fault("clock stepped", strikes.step_clock, "dialogd", props=Props(own_clock=True)),
     Fault("carrier socket cut", strikes.cut, may_log=_CUT),
-    Fault("carrier silent", strikes.when_next(strikes.mute, "agent", after_s=0.3), may_log=_MUTE, may_repeat=True),
+    Fault(
+        "carrier silent",
+        strikes.when_next(strikes.mute, "agent", after_s=0.3),
+        may_log=_MUTE,
+        may_repeat=True,
+        may_leave=_POOLED,
+    ),
     Fault("ten faults at once", strikes.one_each(*_TEN), "all", may_log=_TENFOLD, may_repeat=True),
 )
