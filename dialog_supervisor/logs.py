@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
-from dialog_supervisor import journal
 from dialog_supervisor.sections import LogConfig, Secret
+from dialog_supervisor.telemetry import journal
 
 _TELEPHONE_NUMBER = re.compile(
     r"""

@@ -5,9 +5,8 @@ import os
 import shutil
 import socket
 import sys
-import tomllib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,24 +37,6 @@ def configured(example: str, directory: Path, server: str) -> Path:
         text = text.replace(ours, theirs)
     config.write_text(f'{text}\n[control]\nsocket = "{copied}/control.sock"\n')
     return config
-
-
-@contextmanager
-def successive(example: str, directory: Path, server: str) -> Iterator[Callable[[], AbstractContextManager[Dialogd]]]:
-    """Give what starts a dialogd with an example's local.toml; its listener outlives each, as one from systemd."""
-    config = configured(example, directory, server)
-    host, port = tomllib.loads(config.read_text())["gateway"]["listen"].split(":")
-
-    @contextmanager
-    def start() -> Iterator[Dialogd]:
-        with Dialogd(config, {}, listener=listener) as dialogd:
-            dialogd.wait_for_log(event="ready")
-            yield dialogd
-            if dialogd.alive:
-                dialogd.stop()
-
-    with socket.create_server((host, int(port))) as listener:
-        yield start
 
 
 @contextmanager

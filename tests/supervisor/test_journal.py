@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dialog_supervisor.journal import IDENTIFIER, Journal, encode, entry, is_behind, write_through
+from dialog_supervisor.telemetry.journal import IDENTIFIER, Journal, encode, entry, is_behind, write_through
 
 LARGE = "x" * 1_000_000  # more than a datagram takes
 
@@ -149,7 +149,7 @@ def test_any_other_is_not(tmp_path: Path, environ: dict[str, str]) -> None:
 def test_the_journals_stream_is_not_waited_for_either(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        monkeypatch.setattr("dialog_supervisor.journal._STDERR_FD", ours.fileno())
+        monkeypatch.setattr("dialog_supervisor.telemetry.journal._STDERR_FD", ours.fileno())
         for _ in range(1000):
             write_through("x" * 1000)
         assert theirs.recv(1001) == b"x" * 1000 + b"\n"
