@@ -171,6 +171,19 @@ def size(dialogd: Dialogd) -> tuple[int, int]:
     return dialogd.descriptors(), len(dialogd.processes())
 
 
+async def test_a_call_that_is_ending_comes_to_its_end(start_dialogd: StartDialogd) -> None:
+    dialogd = start_dialogd(calls={"ending_timeout": 5, "shutdown_grace": 5})
+    async with Twilio(dialogd) as twilio:
+        async with twilio.streaming() as call:
+            await call.press("4")  # its worker does not leave
+            await dialogd.step(call.sid, kind="stubborn")
+            await call.stop()
+            await call.closed()
+        await upgraded(dialogd)
+        assert (await dialogd.ended(call.sid))["reason"] == "the caller hung up"
+        assert (await dialogd.ask("/status"))["workers"] == 0
+
+
 async def test_upgrades_leave_nothing_behind(start_dialogd: StartDialogd) -> None:
     dialogd = start_dialogd()
     await upgraded(dialogd)
