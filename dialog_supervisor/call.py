@@ -299,6 +299,8 @@ class Call:
                 timeout_s=self._config.callbacks_timeout,
                 missing=self.leg.owed,
             )
+        with trio.move_on_after(self._config.ending_timeout):  # the stream may end before what ended it is answered
+            await self.worker_leg.requests.answered()
         await self.worker.stop(self.reason, self._config.shutdown_grace)
 
     async def _release_line(self) -> None:

@@ -75,6 +75,7 @@ class Requests:
         self._under_way: dict[int, tuple[Request, float]] = {}  # by a number of ours, with its deadline
         self._taken = 0
         self._waiting: set[int] = set()  # of those, for the caller to have heard what was said
+        self._answered = trio.Event()  # one of them was
 
     def hand_over(self, now: float) -> RequestsState | None:
         """Return what another process needs to go on: nothing while the carrier is being asked for something."""
@@ -89,6 +90,11 @@ class Requests:
         self.parting, self.returning = state.parting, state.returning
         for request in state.waiting:
             self.take(request, nursery)
+
+    async def answered(self) -> None:
+        """Wait until all that were taken are answered."""
+        while self._under_way:
+            await self._answered.wait()
 
     def take(self, request: Request, nursery: trio.Nursery) -> None:
         """Carry a request out in `nursery`, or refuse it at once when too many are under way."""
@@ -116,6 +122,8 @@ class Requests:
             failure = Failure("carrier", str(error), error.code, error.status)
         finally:
             del self._under_way[number]
+            self._answered.set()
+            self._answered = trio.Event()
         name = type(request).__name__
         if failure is not None:
             log.warning("request failed", request=name, kind=failure.kind, code=failure.code, reason=failure.message)

@@ -57,6 +57,42 @@ async def test_a_hangup_waits_until_the_caller_has_heard_everything(dialogd: Dia
     assert len(api.asked) == 1
 
 
+PARTING = """
+from dialog_worker import Agent, VoIP
+
+
+class Parting(Agent):
+    async def on_dtmf(self, dtmf) -> None:
+        self.nursery.start_soon(self.part)
+
+    async def part(self) -> None:
+        await self.voip.hangup(after_playout=False)
+        self.voip.trace("granted", "")
+
+
+def create(voip: VoIP) -> Agent:
+    return Parting(voip=voip)
+"""
+
+
+async def test_an_agent_is_told_that_its_hangup_was_granted_though_the_stream_ends_before_twilio_says_so(
+    start_dialogd: StartDialogd, api: TwilioApi
+) -> None:
+    dialogd = start_dialogd(agent=PARTING, twilio={"api_url": api.url})
+    async with Twilio(dialogd) as twilio, twilio.streaming() as call, trio.open_nursery() as nursery:
+        steps = await nursery.start(dialogd.watch, call.sid)
+        api.speaks.clear()
+        await call.press("6")
+        with trio.fail_after(5):
+            while not api.asked:  # noqa: ASYNC110 - another thread
+                await trio.sleep(0.01)
+        await call.stop()
+        await dialogd.step(call.sid, kind="state", text="ending")
+        api.speaks.set()
+        await dialogd.ended(call.sid)
+    assert "granted" in [step["kind"] for step in steps]
+
+
 async def test_a_refused_hangup_raises_with_twilios_code_and_the_call_goes_on(dialogd: Dialogd, api: TwilioApi) -> None:
     api.fail(400, 21211, "Invalid 'To' Phone Number")
     async with Twilio(dialogd) as twilio, twilio.streaming() as call:
