@@ -76,7 +76,7 @@ FAULTS = (
     Fault("exception in a handler", strikes.press("1"), may_log=_FAILS),
     Fault("infinite loop", strikes.press("2"), may_log=_HANGS),
     Fault("memory bomb", strikes.press("3"), may_log=_FAILS, props=_LITTLE_MEMORY),
-    Fault("fork bomb", strikes.press("4"), may_log=(*_HANGS, "the agent failed", "worker left a process behind")),
+    Fault("fork bomb", strikes.press("4"), may_log=(*_HANGS, "the agent failed", "worker left processes behind")),
     Fault("descriptor leak", strikes.press("5"), may_log=_FAILS),
     Fault("pipe flood", strikes.press("6"), may_log=_GARBAGE),
     Fault("garbage on the pipe", strikes.press("7"), may_log=_GARBAGE),
