@@ -180,7 +180,7 @@ async def test_a_call_that_is_ending_comes_to_its_end(start_dialogd: StartDialog
             await call.stop()
             await call.closed()
         await upgraded(dialogd)
-        assert (await dialogd.ended(call.sid))["reason"] == "the caller hung up"
+        assert (await dialogd.ended(call.sid))["reason"] == "the carrier stopped the stream"
         assert (await dialogd.ask("/status"))["workers"] == 0
 
 
