@@ -19,8 +19,13 @@ TABLE = ("provider", "in mid-call", "silence", "words heard", "the agent is told
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table of `tests/e2e/misbehaviour`, also where its calls were made by another process (pytest-xdist)."""
+    """Print the table of `tests/e2e/misbehaviour`, also where its calls were made by another process (pytest-xdist).
+
+    Before it comes what tests could not show on this machine.
+    """
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    for name, value in [told for report in reports for told in report.user_properties if told[0].startswith("not shown")]:
+        terminalreporter.write_line(f"{name}: {value}", yellow=True)
     rows = [value for report in reports for name, value in report.user_properties if name == "misbehaviour"]
     if not rows:
         return
