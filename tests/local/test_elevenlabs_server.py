@@ -229,8 +229,10 @@ async def test_the_adapter_outlives_many_interruptions(server: str, nursery: tri
         tts.abort(f"u{number}")
     tts.post(Message("v", "Hello.", True))
     tts.post(Message("w", "Bye.", True))
-    events = await spoken(tts, 2)
+    events = await spoken(tts)
+    while not [event for event in events if isinstance(event, Message) and event.uuid == "w" and event.done]:
+        events += await spoken(tts)  # a short utterance may be whole before it is cut
     assert not [event for event in events if isinstance(event, ProviderError)]
     uuids = [event.uuid for event in events if isinstance(event, Message)]
-    assert uuids == sorted(uuids)
-    assert set(uuids) == {"v", "w"}
+    assert uuids == sorted(uuids)  # nothing of what was cut comes after it
+    assert {uuid for uuid in uuids if not uuid.startswith("u")} == {"v", "w"}  # of the others, what came within 20 ms
