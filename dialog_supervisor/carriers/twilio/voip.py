@@ -68,7 +68,7 @@ class TwilioLeg(Leg):
         self._metadata = metadata
         self._rest = rest
         self._silence_s = config.calls.silence_timeout
-        sid, addresses = metadata.call_id, Addresses(config.gateway.public_url)
+        sid, addresses = metadata.call_id, Addresses(config.gateway)
         self._recordings = Recordings(sid, self, rest, config.recordings, addresses.callback("recording"))
         self._transcription = Transcription(sid, self, rest, addresses.callback("transcript"))
         self._encoder = wire.Encoder("")
