@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -53,6 +54,7 @@ class Proxy:
         directory.mkdir()
         self.place = Place(PUBLIC_URL, port)
         self._admin = directory / "admin.sock"
+        self._master = 0
         self.file = directory / "haproxy.cfg"
         self.file.write_text(text.replace("/run/haproxy/admin.sock", str(self._admin)))
 
@@ -62,14 +64,24 @@ class Proxy:
         program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
         assert program, "this needs the Debian package haproxy; scripts/test installs it, as root"
         log = (self.file.parent / "log").open("w+")
-        with log, subprocess.Popen([program, "-f", str(self.file)], stdout=log, stderr=log) as process:
+        with log, subprocess.Popen([program, "-W", "-f", str(self.file)], stdout=log, stderr=log) as process:
             try:
+                self._master = process.pid
                 while not self._listens():
                     assert process.poll() is None, (self.file.parent / "log").read_text()
                     time.sleep(0.01)
                 yield self
             finally:
-                process.kill()
+                process.terminate()
+
+    async def reload(self) -> None:
+        """Have another process take over, as `systemctl reload haproxy` does, and wait until it has."""
+        before = await self.told("show info")
+        os.kill(self._master, signal.SIGUSR2)
+        pid = re.compile(r"^Pid: \d+$", re.MULTILINE)
+        with trio.fail_after(PATIENCE_S):
+            while pid.findall(await self.told("show info")) == pid.findall(before):  # noqa: ASYNC110 - another process
+                await trio.sleep(0.01)
 
     def _listens(self) -> bool:
         with socket.socket() as tried:
@@ -77,11 +89,14 @@ class Proxy:
 
     async def servers(self) -> dict[str, Server]:
         """Return how it finds each dialogd to be."""
-        async with await trio.open_unix_socket(self._admin) as stream:
-            await stream.send_all(b"show stat\n")
-            told = b"".join([part async for part in stream]).decode().removeprefix("# ")
-        rows = csv.DictReader(told.splitlines())
+        rows = csv.DictReader((await self.told("show stat")).removeprefix("# ").splitlines())
         return {row["svname"]: Server(row["status"], int(row["scur"])) for row in rows if row["svname"] in NODES}
+
+    async def told(self, what: str) -> str:
+        """Return what its stats socket answers to a command."""
+        async with await trio.open_unix_socket(self._admin) as stream:
+            await stream.send_all(f"{what}\n".encode())
+            return b"".join([part async for part in stream]).decode()
 
     async def until(self, condition: Callable[[dict[str, Server]], bool]) -> None:
         """Wait until the dialogds are so."""

@@ -120,12 +120,22 @@ async def test_the_carriers_reports_reach_the_dialogd_that_has_the_call(site: Fl
     async with calls(site, twilio, 2) as two:
         for call in two:
             node = await site.of(call)
-            stream = call.document.find("Connect/Stream")
-            assert stream is not None
-            assert f"/n/{node.name}/twilio/" in stream.attrib["statusCallback"]
-            fields = call.fields(StreamSid=call.stream_sid, StreamEvent="stream-started")
-            assert (await twilio.post(stream.attrib["statusCallback"], fields)).status_code == 204
-            assert (await node.step(call.sid, kind="stream_status"))["text"] == "started"
+            assert f"/n/{node.name}/twilio/stream" in reports_to(call)
+            await reported(twilio, call, reports_to(call), node)
+
+
+def reports_to(call: PhoneCall) -> str:
+    """Return where the carrier is to report on a call's stream."""
+    stream = call.document.find("Connect/Stream")
+    assert stream is not None
+    return stream.attrib["statusCallback"]
+
+
+async def reported(twilio: Twilio, call: PhoneCall, url: str, node: Node) -> None:
+    """Have the carrier report, and check that a dialogd's agent is told."""
+    fields = call.fields(StreamSid=call.stream_sid, StreamEvent="stream-started")
+    assert (await twilio.post(url, fields)).status_code == 204
+    assert (await node.step(call.sid, kind="stream_status"))["text"] == "started"
 
 
 async def test_what_is_asked_again_without_a_name_reaches_it_too(site: Fleet, twilio: Twilio) -> None:
@@ -167,12 +177,14 @@ async def test_calls_go_on_when_their_dialogd_is_killed_and_others_notice_nothin
         asked, dying, waiting = mine = [call for call in six if await site.of(call) is one]
         for call in mine:
             await counted(site, call)
+        before = reports_to(asked)
         await dies_while_it_is_asked(site, one, dying)
         await goes_on(two, dying)
         assert verbs(await asked.after()) == ["Connect"]  # while its dialogd is dead
         again = site.start("1")
         await site.proxy.finds("UP", "1")
         await goes_on(again, waiting)
+        await reported(twilio, asked, before, two)  # to the address of the first, which lives again
         await goes_on(two, asked)
         for bystander in set(six) - set(mine):
             await bystander.echo()
@@ -192,6 +204,26 @@ async def dies_while_it_is_asked(site: Fleet, node: Node, call: PhoneCall) -> No
         nursery.start_soon(ask)
         await site.proxy.until(lambda found: found[node.name].connections == before + 1)
         await node.killed()
+
+
+async def test_a_caller_waits_for_a_dialogd_that_was_only_taken_out_by_hand(site: Fleet, twilio: Twilio) -> None:
+    async with calls(site, twilio, 1) as [call]:
+        node = await site.of(call)
+        await site.proxy.told(f"set server dialogd/{node.name} state maint")
+        answer = await call.after()
+        assert verbs(answer) == ["Pause", "Redirect"]
+        await site.proxy.told(f"set server dialogd/{node.name} state ready")
+        there = answer.findtext("Redirect")
+        assert there is not None
+        assert verbs(await twilio.ask(there, call.fields(CallStatus="in-progress"))) == ["Connect"]
+
+
+async def test_a_reload_of_haproxy_costs_no_call_anything(site: Fleet, twilio: Twilio) -> None:
+    async with calls(site, twilio, 2) as two:
+        await site.proxy.reload()
+        async with twilio.streaming() as new:
+            for call in (*two, new):
+                await call.echo()
 
 
 @pytest.mark.parametrize("path", ["/twilio/voice", "/n/1/twilio/after", "/n/2/twilio/after"])
