@@ -7,7 +7,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from scripts.benches.results import Figures
 
@@ -37,7 +38,7 @@ Loads = Mapping[int, Figures]
 def draw(loads: Loads, caption: str, path: Path) -> None:
     """Draw the curves into a PNG."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
         cost, echo, memory = figure.subplots(1, 3)
         _cost(cost, loads)
         _echo(echo, loads)
@@ -60,6 +61,7 @@ def _cost(axes: Axes, loads: Loads) -> None:
     _line(axes, loads, "cost.supervisor_cpu_ms", label="dialogd alone", color=_ORANGE)
     _line(axes, loads, "generator_cpu_ms", label="the load generator", color=_GREY, linestyle="--")
     axes.set(title="CPU for each call", ylabel="ms of CPU per call and second", ylim=(0, None))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
 
 
@@ -67,7 +69,7 @@ def _echo(axes: Axes, loads: Loads) -> None:
     _line(axes, loads, "echo_ms.p99", label="99 % of the frames within", color=_BLUE)
     _line(axes, loads, "echo_ms.p50", label="half of the frames within", color=_ORANGE)
     axes.set(title="Echo of a frame", ylabel="ms (logarithmic)", yscale="log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend()
 
 
@@ -79,6 +81,7 @@ def _memory(axes: Axes, loads: Loads) -> None:
 
 
 def _calls_below(axes: Axes, numbers: list[int]) -> None:
-    axes.set(xlabel="calls at the same time", xlim=(0, numbers[-1] * 1.03))
+    margin = numbers[-1] * 0.03  # so that no point lies on the frame
+    axes.set(xlabel="calls at the same time", xlim=(-margin, numbers[-1] + margin))
     axes.xaxis.set_major_locator(FixedLocator(numbers))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -195,6 +195,10 @@ def show(results: Results) -> None:
     for calls, sides in results.calls.items():
         goals = {answer.goal.figure: answer for answer in judged(sides)} if calls == GOALS_AT else {}
         terminal.print("", _table(f"{calls} calls", sides, goals), sep="\n")
+        if lost := sides.pipecat.get("frames_lost"):
+            terminal.print(
+                f"Pipecat lost {number(lost)} frames in a round: it did less than it was asked, and its CPU flatters it."
+            )
 
 
 def _table(title: str, sides: Sides, goals: Mapping[str, Judged]) -> Table:

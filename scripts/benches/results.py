@@ -44,7 +44,7 @@ class Run(Struct, frozen=True):
 
     def __str__(self) -> str:
         rounds = "one round" if self.rounds == 1 else f"the median of {self.rounds} rounds"
-        return f"{self.at}, {self.commit}, {rounds} of {self.seconds:g} s, load average before: {self.load_average:g}"
+        return f"{self.at}, {self.commit}, {rounds} of {self.seconds:g} s, load average before it {self.load_average:g}"
 
 
 class Results(Struct, frozen=True):
@@ -72,7 +72,9 @@ def machine() -> Machine:
 def run_now(rounds: int, seconds: float) -> Run:
     """Describe the run that begins."""
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return Run(at, _git("describe", "--always", "--dirty").strip() or "no commit", rounds, seconds, os.getloadavg()[0])
+    return Run(
+        at, _git("describe", "--always", "--dirty").strip() or "no commit", rounds, seconds, round(os.getloadavg()[0], 1)
+    )
 
 
 def figures(result: Struct) -> Figures:

@@ -8,7 +8,7 @@ from rich.table import Table
 from scripts.benches.goals import Verdict, judged, of_load, of_once, verdict
 from scripts.benches.results import Figures, Machine, Run
 
-_WIDTH = 110  # where the output is no terminal, which would have one of its own
+_WIDTH = 140  # where the output is no terminal, which would have one of its own
 LOAD_LABELS = {
     "answered": "calls answered",
     "failed": "calls failed",
@@ -34,9 +34,9 @@ ONCE_LABELS = {
     "hello_ms.p50": "fork to Hello p50, ms",
     "hello_ms.p99": "fork to Hello p99, ms",
     "burst.calls": "webhooks at once",
-    "burst.failed": "calls of them that failed",
-    "burst.webhook_ms.p50": "half of them answered within, ms",
-    "burst.webhook_ms.max": "all of them answered within, ms",
+    "burst.failed": "webhooks at once, calls that failed",
+    "burst.webhook_ms.p50": "webhooks at once, half of them answered within, ms",
+    "burst.webhook_ms.max": "webhooks at once, all of them answered within, ms",
     "idle.mb": "idle dialogd with its template, MB (PSS)",
     "idle.core_percent": "idle dialogd with its template, % of a core",
     "openai.per_call_mb": "memory a call, OpenAI agent, every adapter imported, MB (PSS)",
@@ -73,7 +73,7 @@ def figures_table(loads: Mapping[int, Figures], once: Figures) -> Table:
 def _table(*heads: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number == 0 else "right", no_wrap=number > 0)
+        table.add_column(head, justify="left" if number == 0 else "right", no_wrap=True, overflow="fold")
     return table
 
 
