@@ -79,6 +79,8 @@ def bench(
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     show(results)
     folder = KEPT if keep else Path(tempfile.mkdtemp(prefix="dialog-bench-"))
     write(folder / RESULTS, results)

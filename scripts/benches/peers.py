@@ -132,6 +132,8 @@ def bench(
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     if keep:
         write(KEPT / RESULTS, results)
     if json:

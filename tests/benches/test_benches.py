@@ -1,5 +1,6 @@
 """The benches' judgement: which goals are met, what several rounds come to, what a comparison says. Nothing is measured."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,8 +110,36 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "new" / "results.json").read_bytes(), type=results.Results) == written
 
 
-def test_results_that_nobody_committed_are_none() -> None:
-    assert results.committed("nobody.json", results.Results) is None
+def git(directory: Path, *command: str) -> None:
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+    subprocess.run(["git", *author, *command], cwd=directory, check=True, capture_output=True)
+
+
+def test_the_yardstick_is_what_was_committed_whatever_lies_there_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "KEPT", tmp_path / "docs")
+    git(tmp_path, "init")
+    assert results.committed("results.json", results.Results) is None
+    then = results.Results(MACHINE, RUN, {}, {"idle.mb": 80})
+    results.write(tmp_path / "docs" / "results.json", then)
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "measured")
+    results.write(tmp_path / "docs" / "results.json", msgspec.structs.replace(then, once={}))
+    assert results.committed("results.json", results.Results) == then
+
+
+def test_results_of_a_bench_that_measured_other_things_are_no_yardstick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results, "KEPT", tmp_path)
+    (tmp_path / "results.json").write_text('{"seconds": 5}')
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "measured")
+    assert results.committed("results.json", results.Results) is None
 
 
 def test_a_peers_ratio_is_to_all_of_its_processes() -> None:
