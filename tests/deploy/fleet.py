@@ -40,6 +40,13 @@ class Node(Dialogd):
         return [str(call["id"]) for call in await self.ask("/calls")]
 
 
+def haproxy() -> str:
+    """Return where the program is, which is not on everybody's PATH."""
+    found = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert found, "this needs the Debian package haproxy; scripts/test installs it, as root"
+    return found
+
+
 class Server(NamedTuple):
     """A dialogd as HAProxy finds it, with the connections that it has there."""
 
@@ -61,10 +68,8 @@ class Proxy:
     @contextmanager
     def running(self) -> Iterator["Proxy"]:
         """Run it until the block is left."""
-        program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
-        assert program, "this needs the Debian package haproxy; scripts/test installs it, as root"
         log = (self.file.parent / "log").open("w+")
-        with log, subprocess.Popen([program, "-W", "-f", str(self.file)], stdout=log, stderr=log) as process:
+        with log, subprocess.Popen([haproxy(), "-W", "-f", str(self.file)], stdout=log, stderr=log) as process:
             try:
                 self._master = process.pid
                 while not self._listens():

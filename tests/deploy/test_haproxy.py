@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.deploy.fleet import NODES, SHIPPED, Fleet, Node, Server, fleet
+from tests.deploy.fleet import NODES, SHIPPED, Fleet, Node, Server, fleet, haproxy
 from tests.e2e.control import PATIENCE_S
 from tests.e2e.site import TAKEN_UP, goes_on, kept_calls
 from tests.e2e.test_recovery import COUNTER
@@ -262,7 +262,7 @@ def test_the_example_for_tls_can_be_used(tmp_path: Path) -> None:
     text = SHIPPED.read_text().replace("#bind :443", "bind :443").replace("/etc/haproxy/voice.pem", str(pem))
     (tmp_path / "haproxy.cfg").write_text(text)
     assert str(pem) in text
-    done = subprocess.run(["haproxy", "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, check=False)
+    done = subprocess.run([haproxy(), "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, check=False)
     assert (done.returncode, re.findall("WARNING.*", done.stderr)) == (0, [])
 
 
