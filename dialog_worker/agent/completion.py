@@ -94,9 +94,11 @@ def make_client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
         limits=httpx2.Limits(max_connections=16, max_keepalive_connections=4, keepalive_expiry=KEEPALIVE_S),
     )
     try:
-        return AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
+        client = AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
     except openai.OpenAIError as error:
         raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
+    client._platform = "Linux"  # else the SDK asks in a thread, which each worker would have for 10 s
+    return client
 
 
 async def next_text(stream: AsyncStream[ChatCompletionChunk], answer: Answer, patience_s: float) -> str | None:
