@@ -30,6 +30,7 @@ from dialog_supervisor.sections import WorkersConfig
 from protocol.messages import PROTOCOL_VERSION
 
 _WORKER = "dialog_worker.main"  # by name: the supervisor's rooms do not import the worker's
+_REHEARSAL = "dialog_worker.rehearsal"
 MAX_PACKET_BYTES = 64 << 10
 _TRACEBACK_CHARACTERS = 16_000
 _STDOUT_FD, _STDERR_FD = 1, 2
@@ -264,6 +265,8 @@ def prepare(directory: Path, entry: str, permitted: WorkersConfig) -> tuple[Crea
     create = load_entry(entry)
     if not callable(create):
         raise TypeError(f"{entry} is {type(create).__name__}, not a function that takes a VoIP and returns an Agent")
+    if not importlib.import_module(_REHEARSAL).rehearse():
+        print("a rehearsal of a call failed: calls will take more memory, and longer to begin", file=sys.stderr)
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that all workers share
     if reason := limits.too_large_for(permitted):
