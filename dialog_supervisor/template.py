@@ -7,7 +7,6 @@ The interpreter may be another than the supervisor's; nothing here needs more th
 """
 
 import faulthandler
-import gc
 import importlib
 import io
 import os
@@ -24,6 +23,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
+from dialog_supervisor import frozen
 from dialog_supervisor.confinement import limits
 from dialog_supervisor.confinement.sandbox import Confinement, Sandbox
 from dialog_supervisor.sections import WorkersConfig
@@ -267,8 +267,7 @@ def prepare(directory: Path, entry: str, permitted: WorkersConfig) -> tuple[Crea
         raise TypeError(f"{entry} is {type(create).__name__}, not a function that takes a VoIP and returns an Agent")
     if not importlib.import_module(_REHEARSAL).rehearse():
         print("a rehearsal of a call failed: calls will take more memory, and longer to begin", file=sys.stderr)
-    gc.collect()
-    gc.freeze()  # keeps the collector from touching, and so copying, the pages that all workers share
+    frozen.freeze()
     if reason := limits.too_large_for(permitted):
         raise Unforkable(reason)
     return create, worker.run
