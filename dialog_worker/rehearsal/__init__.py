@@ -62,6 +62,8 @@ def rehearse() -> bool:
         if any(name in sys.modules for name in _TALKING):
             stage = importlib.import_module("dialog_worker.rehearsal.stage")
             went_well += [_talk(stage.Stage(number)) for number in range(stage.PLAYS)]
+        if completion := sys.modules.get("dialog_worker.agent.completion"):
+            completion.lay_in()
     except OSError:  # no descriptors, or no network
         return False
     for thread in threading.enumerate():  # a library may have used one

@@ -18,8 +18,9 @@ from dialog_worker.tts.base import TTS
 from dialog_worker.voip import VoIP
 from protocol.messages import Media, Message, StreamingStarted
 
-PLAYS = 2  # so that each ear and each voice has its turn
-_LASTS_S = 1.0  # at most
+PLAYS = 10  # as of the calls without services
+_WITH_SPEECH = 2  # of them: each ear and each voice has its turn; parting from them takes a third of a second
+_LASTS_S = 5.0  # at most, on a machine with no time for it
 _HERE = "127.0.0.1"
 _PROXIED = {"http", "all"}  # what the environment may send through a proxy, HTTP_PROXY and ALL_PROXY
 _NOTHING = b'{"object":"list","data":[]}'
@@ -40,11 +41,25 @@ _VOICES: Mapping[str, Make] = {
 }
 
 
+class Mute(TTS):
+    """Says nothing."""
+
+    def post(self, message: Message[str]) -> None:
+        """Ignore text."""
+
+    def abort(self, uuid: str) -> None:
+        """Have nothing to stop."""
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+
 class Stage:
     """One call's. Of several ears and voices that are imported, each takes its turn by the call's `number`."""
 
     def __init__(self, number: int) -> None:
         self._number = number
+        self._speaks = number < _WITH_SPEECH
         self.missing: set[str] = set()  # who has not been spoken to yet
         self._complete = trio.Event()
 
@@ -57,9 +72,10 @@ class Stage:
 
     def talker(self, voip: VoIP) -> Agent:
         """Make the agent: one that thinks with a model, if that is imported and its server here can be reached."""
-        ears: list[STT] = [self._turn_of(_EARS, self._ear)] if _loaded(_EARS) else []
-        voices: list[TTS] = [self._turn_of(_VOICES, self._voice)] if _loaded(_VOICES) else []
+        ears: list[STT] = [self._turn_of(_EARS, self._ear)] if self._speaks and _loaded(_EARS) else []
+        voices: list[TTS] = [self._turn_of(_VOICES, self._voice)] if self._speaks and _loaded(_VOICES) else []
         self.missing = {name for name, have in (("ear", ears), ("voice", voices)) if have}
+        voices = voices or [Mute()]
         home = sys.modules.get("dialog_worker.agent.openai")
         if home is None or (_PROXIED & getproxies().keys() and not proxy_bypass(_HERE)):
             return self._led(Agent)(voip=voip, stt=ears, tts=voices)
@@ -95,7 +111,7 @@ class Stage:
 
     async def end(self) -> None:
         """End the call when everybody has been spoken to."""
-        with trio.move_on_after(_LASTS_S):
+        with trio.move_on_after(_LASTS_S if self.missing else 0):
             await self._complete.wait()
         self._tell(*END)
 
