@@ -7,7 +7,7 @@ import httpx2
 import msgspec
 import openai
 import trio
-from openai import AsyncOpenAI, AsyncStream
+from openai import AsyncOpenAI, AsyncStream, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
 from dialog_worker.provider import tls_context
@@ -99,6 +99,19 @@ def make_client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
         raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
 
 
+def request_of(
+    model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the SDK's arguments for a streamed answer.
+
+    The conversation goes as `extra_body`, which the SDK sends as it is: given as arguments, every message would be searched
+    for types to convert, of which it has none, and a long conversation takes many milliseconds.
+    """
+    said: dict[str, Any] = {"messages": messages} | ({"tools": tools} if tools else {})
+    arguments: dict[str, Any] = {"model": model, "messages": (), "stream": True} | options
+    return arguments | {"extra_body": said | (options.get("extra_body") or {})}
+
+
 async def next_text(stream: AsyncStream[ChatCompletionChunk], answer: Answer, patience_s: float) -> str | None:
     """Take a stream's next chunk into the answer and return the text in it, or None at the stream's end.
 
@@ -119,3 +132,26 @@ def explain(error: openai.APIError) -> str:
     """Return what went wrong in a user's words."""
     status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
     return f"{status}{error.__cause__ or error}"
+
+
+def _rehearse() -> None:
+    """Ask a model that is none, so that the SDK loads its modules and prepares its types here, once and before any fork.
+
+    Else every call's first turn would wait for that, some 30 ms, and keep a copy of the result.
+    """
+    called = {"index": 0, "id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+    delta = {"role": "assistant", "content": "", "tool_calls": [called]}
+    choice = {"index": 0, "delta": delta, "finish_reason": "stop"}
+    chunk = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": "", "choices": [choice]}
+    events = b"data: %b\n\ndata: [DONE]\n\n" % msgspec.json.encode(chunk)
+    nobody = httpx2.MockTransport(lambda _: httpx2.Response(200, content=events))
+    with (
+        httpx2.Client(transport=nobody, trust_env=False) as http,
+        OpenAI(api_key="none", base_url="http://rehearsal.invalid", http_client=http) as client,
+    ):
+        client.models.with_raw_response.list()
+        for _ in client.chat.completions.create(**request_of("", [], [], {})):
+            pass
+
+
+_rehearse()
