@@ -5,10 +5,11 @@ A dialogd serves calls of an ordinary OpenAI agent. The bench plays the carrier 
 before something is written, or by the kernel when something arrives.
 """
 
+import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -25,9 +26,10 @@ from dialog_local.outcome import first_of
 from scripts.benches.stage import TOKEN, BenchFailed, free_port
 from scripts.benches.turn_line import Line
 from scripts.benches.turn_model import Model
+from scripts.benches.turn_real import converse
 from scripts.benches.turn_shares import Figure, Share, Shares, figure
 from scripts.benches.turn_site import ACCOUNT, Addresses, certificate, dialogd
-from scripts.benches.turn_sockets import LATENESS, DatedConnection, accepted
+from scripts.benches.turn_sockets import LATENESS, DatedConnection, accepted, serve
 from scripts.benches.turn_speech import Ears, Voice
 from scripts.benches.turn_talk import Delays, Talk
 
@@ -46,7 +48,11 @@ app = cyclopts.App(name="scripts/bench turns", help=__doc__)
 
 
 class Result(Struct, frozen=True):
-    """What was measured. Figures are in milliseconds. `control`: the way through a process that only echoes."""
+    """What was measured. Figures are in milliseconds. `control`: the way through a process that only echoes.
+
+    In real speech audio without its like cannot be told apart, and what an interruption throws away leaves nothing to find;
+    so there `missing` is not known.
+    """
 
     mode: str
     calls: int
@@ -69,8 +75,8 @@ class Result(Struct, frozen=True):
                 faults.append(f"{share.meaning}: not measured")
             elif found.p99 > share.goal_ms:
                 faults.append(f"{share.meaning}: p99 {found.p99:.1f} ms, goal {share.goal_ms:g} ms")
-            if self.missing[share.name]:
-                faults.append(f"{share.meaning}: {self.missing[share.name]} times nothing came")
+            if missing := self.missing.get(share.name, 0):
+                faults.append(f"{share.meaning}: {missing} times nothing came")
         if self.cold_turns:
             faults.append(f"{self.cold_turns} of {self.turns} turns waited for a handshake with the model")
         return faults
@@ -98,6 +104,7 @@ def main(
     voice_ms: float = Delays.voice_ms,
     pause: float = Plan.pause_s,
     plain: Annotated[bool, cyclopts.Parameter(negative=())] = False,
+    speech: int = 0,
     seed: int = Plan.seed,
     as_json: Annotated[bool, cyclopts.Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -119,6 +126,8 @@ def main(
         How many seconds a caller is silent once, before its fourth turn.
     plain
         Have the model speak without TLS.
+    speech
+        Instead of all that, have so many real conversations through dialog_local. Two cores carry three.
     seed
         Of the callers' pauses.
     as_json
@@ -127,7 +136,7 @@ def main(
     plan = Plan(calls, turns, Delays(model_ms, token_ms, voice_ms), pause, not plain, seed)
     with tempfile.TemporaryDirectory(prefix="dialog-turns-") as temporary:
         try:
-            result = trio.run(_injected, Path(temporary), plan)
+            result = trio.run(_real, Path(temporary), speech) if speech else trio.run(_injected, Path(temporary), plan)
         except* BenchFailed as failed:
             sys.exit(f"bench: {first_of(failed)}")
     if as_json:
@@ -145,9 +154,9 @@ async def _injected(directory: Path, plan: Plan) -> Result:
     tls, trusted = certificate(directory) if plan.secure else (None, None)
     model = Model(by_sid, plan.delays, tls)
     async with trio.open_nursery() as serving:
-        ear = await serving.start(_serve, Ears(by_sid).serve)
-        voice = await serving.start(_serve, Voice(by_sid, plan.delays).serve)
-        brain = await serving.start(_serve, model.serve)
+        ear = await serving.start(serve, Ears(by_sid).serve)
+        voice = await serving.start(serve, Voice(by_sid, plan.delays).serve)
+        brain = await serving.start(serve, model.serve)
         port = free_port()
         listen, scheme = f"127.0.0.1:{port}", "https" if plan.secure else "http"
         addresses = Addresses(listen, listen, ear, voice, f"{scheme}://{brain}")
@@ -175,15 +184,27 @@ async def _injected(directory: Path, plan: Plan) -> Result:
     )
 
 
-async def _serve(
-    handler: Callable[[trio.SocketStream], Awaitable[None]],
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve on a port of this machine, and tell its address."""
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    host, port = listener.socket.getsockname()[:2]
-    task_status.started(f"{host}:{port}")
-    await trio.serve_listeners(handler, [listener])
+async def _real(directory: Path, calls: int) -> Result:
+    """Have real conversations, and look at the wires."""
+    shares, control = Shares(), list[float]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_control, control)
+        LATENESS.clear()
+        failures = await converse(directory, shares, calls)
+        nursery.cancel_scope.cancel()
+    return Result(
+        mode=f"real speech through dialog_local, {calls} calls at once",
+        calls=calls,
+        turns=len(shares.taken[Share.REQUEST]),
+        shares={share.name: shares.figure(share) for share in Share},
+        missing={},
+        cold_turns=None,
+        connections=None,
+        handshakes=None,
+        control=figure(control),
+        lateness=figure(LATENESS),
+        failures=failures,
+    )
 
 
 async def _later(delay_s: float, line: Line, turns: int) -> None:
@@ -200,8 +221,9 @@ async def _control(taken: list[float]) -> None:
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        address = await nursery.start(_serve, keep)
-        nursery.start_soon(trio.run_process, [sys.executable, "-c", ECHO, *address.split(":")])
+        address = await nursery.start(serve, keep)
+        echo = [sys.executable, "-c", ECHO, *address.split(":")]
+        nursery.start_soon(partial(trio.run_process, echo, check=False, stderr=subprocess.DEVNULL))
         connection = await receive.receive()
         with connection:
             while True:
