@@ -1,5 +1,6 @@
 """One answer of a chat-completions model: its client, and its chunks put together to sentences and tool calls."""
 
+import importlib
 import re
 from typing import Any
 
@@ -137,8 +138,10 @@ def explain(error: openai.APIError) -> str:
 def _rehearse() -> None:
     """Ask a model that is none, so that the SDK loads its modules and prepares its types here, once and before any fork.
 
-    Else every call's first turn would wait for that, some 30 ms, and keep a copy of the result.
+    Else every call would wait for that, 30 ms at its beginning and 30 ms in its first turn, and keep a copy of the result.
     """
+    importlib.import_module("anyio._backends._trio")  # which AnyIO loads by name, when the SDK first uses it
+    make_client("none", None)  # httpx loads its transport with the first client
     called = {"index": 0, "id": "", "type": "function", "function": {"name": "", "arguments": ""}}
     delta = {"role": "assistant", "content": "", "tool_calls": [called]}
     choice = {"index": 0, "delta": delta, "finish_reason": "stop"}

@@ -33,7 +33,7 @@ class Tap(Protocol):
 
 
 class Wire:
-    """Connections through a port of the bench's to another. `to_dialogd`: dialogd is at the far end, else at the near one."""
+    """Connections through a port of the bench's to another. `to_dialogd`: dialogd is at the far end, not the near one."""
 
     def __init__(self, upstream: str, tap: Callable[[], Tap], *, to_dialogd: bool = False) -> None:
         host, port = upstream.split(":")
