@@ -40,6 +40,7 @@ from dialog_supervisor.upgrade.execution import let_signals_in
 from dialog_supervisor.upgrade.handover import Handover
 from dialog_supervisor.upgrade.succession import Succession
 from dialog_supervisor.worker import Worker
+from protocol.readiness import Readers
 
 log = structlog.get_logger("dialogd")
 
@@ -72,6 +73,7 @@ class Supervisor(Controlled):
         check_sandbox(self._config)
         context, listening = tls(self._config), self._listen()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
+            await nursery.start(Readers().run)
             nursery.start_soon(self._switchboard.events.run)
             with listening, _signals(signal.SIGHUP) as hangups:
                 await GROUPS.enter(self._config.workers)

@@ -17,6 +17,7 @@ from dialog_worker.voip import VoIP, VoIPProxy, sendable
 from protocol.framing import ProtocolError
 from protocol.link import Link, LinkClosed, OutboxFull
 from protocol.messages import EXIT_WANT_OF_MEMORY, Event, Heartbeat, Trace
+from protocol.readiness import Readiness
 
 HEARTBEAT_S = 1.0
 _LAST_WORDS_S = 0.5  # for the reason of a failure to reach the supervisor
@@ -45,7 +46,12 @@ def run(sock: socket.socket, create: Create, generation: str, call_id: str) -> i
 
 
 async def _serve(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
-    link: Link[Event] = Link(sock, Event)
+    with Readiness() as readiness:
+        readiness.add(sock.fileno())
+        return await _talk(Link(sock, Event, readable=readiness.wait), create, generation, call_id)
+
+
+async def _talk(link: Link[Event], create: Create, generation: str, call_id: str) -> int:
     _log_over(link)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run)

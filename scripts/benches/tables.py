@@ -106,7 +106,7 @@ def changes_table(then: Measured, now: Measured) -> Table:
     """Return the figures that both runs have, and by how much they changed."""
     table = _table("figure", "then", "now", "change")
     for label, before, after in _pairs(then, now):
-        change = f"{(after - before) / before:+.0%}" if before else "-"
+        change = f"{round(100 * (after - before) / before):+d} %" if before else "-"
         table.add_row(label, number(before), number(after), change)
     return table
 
