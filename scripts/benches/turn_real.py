@@ -4,6 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 from scripts.benches.stage import DIALOGCTL, TOKEN, free_port, process, wait_ready
@@ -13,6 +14,7 @@ from scripts.benches.turn_sockets import serve
 from scripts.benches.turn_taps import Calls, EarTap, LineTap, ModelTap, VoiceTap, Wire
 
 GREETING = "Bella's, good evening. How can I help?"
+HUNG_UP = "the caller hung up"  # the end of a conversation in which everything was said
 RAMP_S = 1.3  # between two calls, so that their callers do not speak in chorus
 SCRIPT = """A table for four at seven thirty.
 What is on the menu?
@@ -50,5 +52,6 @@ async def _call(number: int, line: str, script: Path, speech: str, failures: lis
     options = ["--url", f"http://{line}/twilio/voice", "--token", TOKEN, "--account-sid", ACCOUNT, "--script", str(script)]
     command = ["env", f"DIALOG_LOCAL_URL=http://{speech}", DIALOGCTL, "call", "--json", *options]
     done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-    if done.returncode:
-        failures.append(f"call {number}: {done.stderr.decode().strip()[-300:]}")
+    ended = msgspec.json.decode(done.stdout)["ended"] if done.stdout else done.stderr.decode().strip()
+    if not ended.startswith(HUNG_UP):
+        failures.append(f"call {number}: {ended[-300:]}")

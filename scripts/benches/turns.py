@@ -127,7 +127,7 @@ def main(
     plain
         Have the model speak without TLS.
     speech
-        Instead of all that, have so many real conversations through dialog_local. Two cores carry three.
+        Instead of all that, have so many real conversations through dialog_local. Two cores carry two or three.
     seed
         Of the callers' pauses.
     as_json
