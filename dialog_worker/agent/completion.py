@@ -141,7 +141,8 @@ def _rehearse() -> None:
     Else every call would wait for that, 30 ms at its beginning and 30 ms in its first turn, and keep a copy of the result.
     """
     importlib.import_module("anyio._backends._trio")  # which AnyIO loads by name, when the SDK first uses it
-    make_client("none", None)  # httpx loads its transport with the first client
+    address = "http://rehearsal.invalid"
+    make_client("none", address)  # httpx loads its transport with the first client
     called = {"index": 0, "id": "", "type": "function", "function": {"name": "", "arguments": ""}}
     delta = {"role": "assistant", "content": "", "tool_calls": [called]}
     choice = {"index": 0, "delta": delta, "finish_reason": "stop"}
@@ -150,7 +151,7 @@ def _rehearse() -> None:
     nobody = httpx2.MockTransport(lambda _: httpx2.Response(200, content=events))
     with (
         httpx2.Client(transport=nobody, trust_env=False) as http,
-        OpenAI(api_key="none", base_url="http://rehearsal.invalid", http_client=http) as client,
+        OpenAI(api_key="none", base_url=address, http_client=http) as client,
     ):
         client.models.with_raw_response.list()
         for _ in client.chat.completions.create(**request_of("", [], [], {})):
