@@ -8,6 +8,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
@@ -89,7 +90,7 @@ class ReadinessTransport(Transport):
                 return b""
 
     async def each(self, take: Callable[[bytes], bool]) -> None:
-        await when_readable(self._fd, lambda: self._pass_on(take))
+        await when_readable(self._fd, partial(self._pass_on, take))
 
     def _pass_on(self, take: Callable[[bytes], bool]) -> bool:
         try:

@@ -6,6 +6,7 @@ frame's way; the library is given everything else, and never sees a part of a me
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Self, cast
 
 import trio
@@ -113,19 +114,21 @@ class MediaSocket:
         Text is UTF-8. What comes after `take` returned True is kept. Raises `MediaSocketClosed`, and what `take` raises.
         """
         if not self._passed_on(take):
-            await self._transport.each(lambda data: self._received(data, take))
+            await self._transport.each(partial(self._received, take))
 
-    def _received(self, data: bytes, take: Callable[[bytes, bool], bool]) -> bool:
+    def _received(self, take: Callable[[bytes, bool], bool], data: bytes) -> bool:
         at = 0
-        if self._open and not self._unfinished.data:
-            while at < len(data) and (found := whole_text(data, at, self._max_message_bytes)) is not None:
-                text, at = found
-                self._messages.append((text, True))
-        if at < len(data):
-            self._take_in(data[at:])
-        elif not data:
+        while self._open and not self._unfinished.data and at < len(data):
+            if (found := whole_text(data, at, self._max_message_bytes)) is None:
+                break
+            text, at = found
+            if take(text, True):
+                self._take_in(data[at:])
+                return True
+        if not data:
             self._protocol.receive_eof()
             self._flush()
+        self._take_in(data[at:])
         return self._passed_on(take)
 
     def _passed_on(self, take: Callable[[bytes, bool], bool]) -> bool:
@@ -139,6 +142,8 @@ class MediaSocket:
 
     def _take_in(self, data: bytes) -> None:
         """Have the library read what is not the usual."""
+        if not data:  # which would tell the library that nothing follows
+            return
         self._protocol.receive_data(data)
         self._unfinished.feed(data)
         if len(self._unfinished.data) > UNFINISHED_BYTES + self._max_message_bytes:

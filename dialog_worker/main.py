@@ -110,21 +110,26 @@ async def _beat(link: Link[Event]) -> None:
 class _LinkHandler(logging.Handler):
     """Sends log records over the link; the supervisor writes them, with the call's id and numbers masked."""
 
-    def __init__(self, link: Link[Event]) -> None:
-        super().__init__()
-        self._link = link
+    link: Link[Event] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; on a full or closed link it is lost, rather than the call."""
+        if self.link is None:
+            return
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
         with suppress(LinkClosed, OutboxFull):
-            self._link.post(Trace("log", sendable(text[-_TRACEBACK_CHARACTERS:]), {"level": level, "logger": record.name}))
+            self.link.post(Trace("log", sendable(text[-_TRACEBACK_CHARACTERS:]), {"level": level, "logger": record.name}))
+
+
+_handler = _LinkHandler()
 
 
 def _log_over(link: Link[Event]) -> None:
-    logging.basicConfig(handlers=[_LinkHandler(link)], level=logging.INFO, force=True)
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _handler.link = link
+    if logging.root.handlers != [_handler]:  # a rehearsal has seen to it before the fork, where there was one
+        logging.basicConfig(handlers=[_handler], level=logging.INFO, force=True)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)

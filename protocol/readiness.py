@@ -36,6 +36,7 @@ class _Loop:
     def __init__(self, task: Any) -> None:
         runner = task._runner
         self.fd: int = runner.io_manager._epoll.fileno()
+        self.ready = (self.fd, select.EPOLLIN)  # as epoll says that it has something to do
         self._now: Callable[[], float] = runner.clock.current_time
         self._next_deadline: Callable[[], float] = runner.deadlines.next_deadline
         self._task = task
@@ -92,20 +93,20 @@ class Readiness:
         self._sockets.unregister(fd)
         self._everything.unregister(fd)
 
-    async def wait(self) -> list[int]:
-        """Return those that can be read, or whose other end is gone; none, rarely."""
+    async def wait(self) -> list[tuple[int, int]]:
+        """Return those that can be read, or whose other end is gone, each with its epoll events; none, rarely."""
         if self._solitude.lasts and (ready := self._wait_in_place()):
             return ready
         await trio.lowlevel.wait_readable(self._sockets)
-        return [fd for fd, _ in self._sockets.poll(0)]
+        return self._sockets.poll(0)
 
-    def _wait_in_place(self) -> list[int]:
+    def _wait_in_place(self) -> list[tuple[int, int]]:
         """Block in the loop's place. Return nothing when it is the loop's turn."""
         assert self._loop is not None
         patience_s = self._loop.patience_s()
-        ready = [fd for fd, _ in self._everything.poll(patience_s)] if patience_s > 0 else []
-        if self._loop.fd in ready:
-            ready.remove(self._loop.fd)
+        ready = self._everything.poll(patience_s) if patience_s > 0 else []
+        if self._loop.ready in ready:
+            ready.remove(self._loop.ready)
             self._solitude.lasts = False
         return ready
 
@@ -126,14 +127,24 @@ class Readers:
             _current.set(self)
             try:
                 task_status.started()
-                while True:
-                    for fd in await self._readiness.wait():
-                        if (reading := self._readings.get(fd)) is not None and reading.ends():
-                            self._forget(fd)
+                await self._read(self._readiness)
             finally:
                 _current.set(None)
                 for fd in tuple(self._readings):
                     self.closing(fd)
+
+    async def _read(self, readiness: Readiness) -> None:
+        while True:
+            for fd, _ in await readiness.wait():
+                if (reading := self._readings.get(fd)) is None:  # one of this round has ended another's wait
+                    continue
+                try:
+                    ended = reading.in_context(reading.read)
+                except Exception as error:  # noqa: BLE001 - raised again where it is waited for; it must not end the others
+                    self._end(fd, error)
+                    continue
+                if ended:
+                    self._end(fd)
 
     async def serve(self, fd: int, read: Callable[[], bool]) -> None:
         """See `when_readable`."""
@@ -145,41 +156,31 @@ class Readers:
             await reading.ended.wait()
         finally:
             if self._readings.get(fd) is reading:
-                self._forget(fd)
+                self._end(fd)
         if reading.error is not None:
             raise reading.error
 
     def closing(self, fd: int) -> None:
         """End the wait for a descriptor that is about to be closed."""
-        if (reading := self._readings.get(fd)) is not None:
-            reading.error = trio.ClosedResourceError("another task closed this fd")
-            reading.ended.set()
-            self._forget(fd)
+        if fd in self._readings:
+            self._end(fd, trio.ClosedResourceError("another task closed this fd"))
 
-    def _forget(self, fd: int) -> None:
+    def _end(self, fd: int, error: Exception | None = None) -> None:
         assert self._readiness is not None
-        del self._readings[fd]
         self._readiness.remove(fd)
+        reading = self._readings.pop(fd)
+        reading.error = error
+        reading.ended.set()
 
 
 class _Reading:
     """Somebody who waits in `when_readable`. What is called runs in the context of whoever waits, for the log's sake."""
 
     def __init__(self, read: Callable[[], bool]) -> None:
+        self.read = read
+        self.in_context: Callable[[Callable[[], bool]], bool] = copy_context().run
         self.ended = trio.Event()
         self.error: Exception | None = None
-        context = copy_context()
-        self._read: Callable[[], bool] = lambda: context.run(read)
-
-    def ends(self) -> bool:
-        """Have something read, and return whether that was the last time."""
-        try:
-            if not self._read():
-                return False
-        except Exception as error:  # noqa: BLE001 - raised again where it is waited for; it must not end the others
-            self.error = error
-        self.ended.set()
-        return True
 
 
 _current: trio.lowlevel.RunVar[Readers | None] = trio.lowlevel.RunVar("readers", None)

@@ -1,7 +1,7 @@
 """What a carrier must do. One `Leg` is one call's line: audio both ways, and what can be asked of the carrier about it."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Literal
@@ -67,7 +67,7 @@ class Leg(ABC):
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self.emit = emit
         self._now = trio.lowlevel.current_clock().current_time  # asked at every frame, where trio.current_time costs thrice
-        self.counts: Counter[str] = Counter()  # frames, and whatever was odd, for the log at the call's end
+        self.counts: defaultdict[str, int] = defaultdict(int)  # frames, and whatever was odd, for the log at the call's end
         self.open = False  # whether a stream takes audio
         self.introduced = False  # whether the worker was told of the line; a stream that follows another is the same one
         self._early: list[Message[bytes]] = []

@@ -1,6 +1,5 @@
 """One answer of a chat-completions model: its client, and its chunks put together to sentences and tool calls."""
 
-import importlib
 import re
 from typing import Any
 
@@ -8,7 +7,7 @@ import httpx2
 import msgspec
 import openai
 import trio
-from openai import AsyncOpenAI, AsyncStream, OpenAI
+from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
 from dialog_worker.provider import tls_context
@@ -18,6 +17,8 @@ FIRST_CHUNK_TIMEOUT_S = 10.0  # for the model to think; the caller is told to wa
 KEEPALIVE_S = 120.0  # a conversation's pauses; the default of 5 s would shake hands anew in every turn
 _MIN_SENTENCE = 8  # characters; "Dr. " and "1. " are no sentences
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]]*\s+|\n+|[。！？]")
+
+_spare: list[httpx2.AsyncClient] = []
 
 
 class Sentences:
@@ -89,15 +90,26 @@ def make_client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
 
     HTTP/2 would go on generating, and billing, after a cancelled stream: httpcore sends no RST_STREAM.
     """
-    http = openai.DefaultAsyncHttpxClient(
+    http = _spare.pop() if _spare else _make_http()
+    try:
+        client = AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
+    except openai.OpenAIError as error:
+        raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
+    client._platform = "Linux"  # else the SDK asks in a thread, which each worker would have for 10 s
+    return client
+
+
+def lay_in() -> None:
+    """Before a fork: have the client's HTTP ready for each worker, whose own half a megabyte it would else be."""
+    _spare[:] = [_make_http()]
+
+
+def _make_http() -> httpx2.AsyncClient:
+    return openai.DefaultAsyncHttpxClient(
         verify=tls_context(),
         timeout=httpx2.Timeout(FIRST_CHUNK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         limits=httpx2.Limits(max_connections=16, max_keepalive_connections=4, keepalive_expiry=KEEPALIVE_S),
     )
-    try:
-        return AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
-    except openai.OpenAIError as error:
-        raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
 
 
 def request_of(
@@ -133,29 +145,3 @@ def explain(error: openai.APIError) -> str:
     """Return what went wrong in a user's words."""
     status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
     return f"{status}{error.__cause__ or error}"
-
-
-def _rehearse() -> None:
-    """Ask a model that is none, so that the SDK loads its modules and prepares its types here, once and before any fork.
-
-    Else every call would wait for that, 30 ms at its beginning and 30 ms in its first turn, and keep a copy of the result.
-    """
-    importlib.import_module("anyio._backends._trio")  # which AnyIO loads by name, when the SDK first uses it
-    address = "http://rehearsal.invalid"
-    make_client("none", address)  # httpx loads its transport with the first client
-    called = {"index": 0, "id": "", "type": "function", "function": {"name": "", "arguments": ""}}
-    delta = {"role": "assistant", "content": "", "tool_calls": [called]}
-    choice = {"index": 0, "delta": delta, "finish_reason": "stop"}
-    chunk = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": "", "choices": [choice]}
-    events = b"data: %b\n\ndata: [DONE]\n\n" % msgspec.json.encode(chunk)
-    nobody = httpx2.MockTransport(lambda _: httpx2.Response(200, content=events))
-    with (
-        httpx2.Client(transport=nobody, trust_env=False) as http,
-        OpenAI(api_key="none", base_url=address, http_client=http) as client,
-    ):
-        client.models.with_raw_response.list()
-        for _ in client.chat.completions.create(**request_of("", [], [], {})):
-            pass
-
-
-_rehearse()

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import httpx2
 import msgspec
 import openai
 import trio
@@ -152,7 +153,7 @@ class OpenAIAgent(Agent):
         """Have an open connection to the model, so that the next turn does not pay for the handshakes."""
         self._asked_at = trio.current_time()
         try:
-            await self.openai.models.with_raw_response.list()  # raw, because nobody reads it
+            await self.openai.get("/models", cast_to=httpx2.Response)  # unread: the SDK would make a model of each
         except openai.APIConnectionError as error:
             log.warning("the model at %s cannot be reached: %s", self.openai.base_url, error.__cause__ or error)
         except openai.APIError as error:
@@ -306,10 +307,8 @@ class OpenAIAgent(Agent):
                 await self._say(utterance, answer, stream)
             finally:
                 self.nursery.start_soon(self._finish, stream, answer.finish_reason is not None)
-        except (
-            trio.Cancelled
-        ):  # an interruption takes the connection along: the next turn's is opened while the caller speaks
-            self.nursery.start_soon(self._warm_up)
+        except trio.Cancelled:
+            self.nursery.start_soon(self._warm_up)  # an interruption has taken the connection along, and the caller speaks
             raise
 
     async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncStream[ChatCompletionChunk]) -> None:

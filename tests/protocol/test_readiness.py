@@ -64,7 +64,7 @@ async def test_what_another_sends_is_told_each_time() -> None:
         thread = talk_from_a_thread(here, 20)
         heard = b""
         while len(heard) < 20:
-            assert await ready.wait() in ([], [there.fileno()])
+            assert [fd for fd, _ in await ready.wait()] in ([], [there.fileno()])
             heard += _received(there)
         thread.join()
 
@@ -161,7 +161,7 @@ async def test_what_is_no_longer_waited_for_is_not_told() -> None:
         ready.remove(there.fileno())
         here.send(b"x")
         other.send(b"x")
-        assert await ready.wait() == [quiet.fileno()]
+        assert [fd for fd, _ in await ready.wait()] == [quiet.fileno()]
 
 
 # Many readers

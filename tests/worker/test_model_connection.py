@@ -1,7 +1,5 @@
-"""The connection to the model: it is open before the caller has spoken, and the first request finds everything prepared."""
+"""The connection to the model: it is open before the caller has spoken, and after each interruption."""
 
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -110,30 +108,6 @@ async def test_a_caller_who_speaks_soon_after_does_not_have_it_tried_again() -> 
 
 
 # The request
-
-FIRST_REQUEST = """
-import sys
-from contextlib import suppress
-
-import openai, trio
-from dialog_worker.agent.completion import make_client, request_of
-before = set(sys.modules)
-
-async def ask():
-    async with make_client("k", "http://127.0.0.1:1/v1") as client:
-        with suppress(openai.APIConnectionError):
-            await client.models.list()
-        with suppress(openai.APIConnectionError):
-            await client.chat.completions.create(**request_of("m", [], [], {}))
-
-trio.run(ask)
-print([name for name in sys.modules if name not in before and name.partition(".")[0] not in ("encodings", "stringprep")])
-"""
-
-
-def test_the_first_requests_of_a_call_load_no_module() -> None:
-    done = subprocess.run([sys.executable, "-c", FIRST_REQUEST], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 async def test_a_request_has_the_conversation_the_tools_and_the_options() -> None:
