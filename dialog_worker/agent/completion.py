@@ -112,6 +112,19 @@ def _make_http() -> httpx2.AsyncClient:
     )
 
 
+def request_of(
+    model: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the SDK's arguments for a streamed answer.
+
+    The conversation goes as `extra_body`, which the SDK sends as it is: given as arguments, every message would be searched
+    for types to convert, of which it has none, and a long conversation takes many milliseconds.
+    """
+    said: dict[str, Any] = {"messages": messages} | ({"tools": tools} if tools else {})
+    arguments: dict[str, Any] = {"model": model, "messages": (), "stream": True} | options
+    return arguments | {"extra_body": said | (options.get("extra_body") or {})}
+
+
 async def next_text(stream: AsyncStream[ChatCompletionChunk], answer: Answer, patience_s: float) -> str | None:
     """Take a stream's next chunk into the answer and return the text in it, or None at the stream's end.
 

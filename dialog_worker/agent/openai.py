@@ -18,13 +18,13 @@ from openai import AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
 from dialog_worker.agent.base import QUEUE_SIZE_LIMIT, Agent, new_uuid
-from dialog_worker.agent.completion import Answer, Sentences, ToolCall, explain, make_client, next_text
+from dialog_worker.agent.completion import Answer, Sentences, ToolCall, explain, make_client, next_text, request_of
 from dialog_worker.agent.memory import Memory, Saying, recall, with_every_result
 from dialog_worker.agent.tools import Tool, tools_of
 from dialog_worker.agent.turn import Question
 from dialog_worker.agent.utterance import Utterance
 from dialog_worker.participant import ProviderError
-from dialog_worker.stt.base import STT, Hearing, SpeechEnded
+from dialog_worker.stt.base import STT, Hearing, SpeechEnded, SpeechStarted
 from dialog_worker.tts.base import TTS
 from dialog_worker.voip import VoIP
 from protocol.messages import Message, StreamingStarted
@@ -34,6 +34,7 @@ MAX_FAILED_TURNS = 3  # one after another; then the caller has heard enough apol
 CHUNK_TIMEOUT_S = 3.0  # between chunks of an answer that has begun: the model has stalled, and the caller hears nothing
 SAVE_AFTER_S = 0.05  # of a change; a voice takes longer for its first sample
 WATCH_S = 0.1  # while an ear is being mended, between two looks at whether the caller waits for it
+COOL_S = 4.0  # without a request; servers that close idle connections give them 5 s at least, uvicorn for one
 END_TIMEOUT_S = 2.0  # for a stream to end once its last chunk has come
 _UNMENDABLE = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
@@ -76,6 +77,7 @@ class OpenAIAgent(Agent):
         self.tools = tools_of(self)
         self.openai = make_client(api_key, base_url)
         self._failed_turns = 0
+        self._asked_at = 0.0  # when its server was last sent a request
         self._mending = trio.CancelScope()  # while an ear that has failed is not known to hear again
         self._mending.cancel()
         self._saying: dict[str, tuple[dict[str, Any], Utterance]] = {}
@@ -148,7 +150,8 @@ class OpenAIAgent(Agent):
             self.save()
 
     async def _warm_up(self) -> None:
-        """Open a connection to the model, so that the first turn does not pay for the handshakes."""
+        """Have an open connection to the model, so that the next turn does not pay for the handshakes."""
+        self._asked_at = trio.current_time()
         try:
             await self.openai.get("/models", cast_to=httpx2.Response)  # unread: the SDK would make a model of each
         except openai.APIConnectionError as error:
@@ -230,6 +233,8 @@ class OpenAIAgent(Agent):
         if isinstance(hearing, ProviderError) and self._mending.cancel_called:
             self._mending = trio.CancelScope()
             self.nursery.start_soon(self._mind_the_ear, self._mending)
+        elif isinstance(hearing, SpeechStarted) and trio.current_time() > self._asked_at + COOL_S:
+            self.nursery.start_soon(self._warm_up)
         elif isinstance(hearing, SpeechEnded):
             self._mending.cancel()
         await super()._hear(hearing)
@@ -282,9 +287,8 @@ class OpenAIAgent(Agent):
         """Have the model answer the history, and say its sentences as they come, until it is done or interrupted."""
         answer = Answer()
         with self.interruptible():
-            request: dict[str, Any] = {"model": self.model, "messages": self.messages(), "stream": True} | self.options
-            if self.tools:
-                request["tools"] = [one.definition() for one in self.tools.values()]
+            tools = [one.definition() for one in self.tools.values()]
+            request = request_of(self.model, self.messages(), tools, self.options)
             try:
                 await self._answer(request, utterance, answer)
             except _PASSING as error:  # a second connection often works, and nothing was said yet
@@ -296,11 +300,16 @@ class OpenAIAgent(Agent):
         return answer
 
     async def _answer(self, request: dict[str, Any], utterance: Utterance, answer: Answer) -> None:
-        stream = await self.openai.chat.completions.create(**request)
+        self._asked_at = trio.current_time()
         try:
-            await self._say(utterance, answer, stream)
-        finally:
-            self.nursery.start_soon(self._finish, stream, answer.finish_reason is not None)
+            stream = await self.openai.chat.completions.create(**request)
+            try:
+                await self._say(utterance, answer, stream)
+            finally:
+                self.nursery.start_soon(self._finish, stream, answer.finish_reason is not None)
+        except trio.Cancelled:
+            self.nursery.start_soon(self._warm_up)  # an interruption has taken the connection along, and the caller speaks
+            raise
 
     async def _say(self, utterance: Utterance, answer: Answer, stream: AsyncStream[ChatCompletionChunk]) -> None:
         sentences = Sentences()

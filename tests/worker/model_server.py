@@ -31,6 +31,7 @@ class ModelServer:
         self.scripts: list[Script | int] = []  # an int is an HTTP status
         self.requests: list[dict[str, Any]] = []
         self.connections = 0
+        self.listed = 0  # times that its models were asked for
         self.url = ""
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -61,6 +62,7 @@ class ModelServer:
         assert request is not None
         send = stream.send_all
         if request.target.endswith(b"/models"):
+            self.listed += 1
             await send(_response(connection, 200, b'{"object":"list","data":[]}'))
             return True
         self.requests.append(json.loads(body))

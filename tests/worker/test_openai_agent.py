@@ -127,18 +127,6 @@ async def test_a_tool_under_way_is_finished_although_the_caller_interrupts() -> 
         assert desk.agent.history[2]["content"] == "done"
 
 
-async def test_turns_share_one_warm_connection() -> None:
-    async with model_server() as server:
-        server.scripts = [text(f"{number}.") for number in range(5)]
-        async with scripted_call(Desk(server)) as call:
-            for number in range(5):
-                await call.caller_says("next")
-                assert await call.next_said() == f"{number}."
-                if number == 0:
-                    opened = server.connections  # the first turn may overtake the connection being warmed for it
-        assert server.connections == opened
-
-
 async def test_the_history_is_told_at_the_end() -> None:
     async with model_server() as server:
         server.scripts = [text("Yes.")]
