@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from dialog_supervisor.confinement.proc import read_small
 from dialog_supervisor.sections import WorkersConfig
 
 OWN = "dialogd"  # also systemd's DelegateSubgroup=, where it has that
@@ -96,7 +97,7 @@ class Group:
 
     def tasks(self) -> int:
         """Return how many processes it has. Raises OSError."""
-        return len((self.path / "cgroup.procs").read_text().split())
+        return len(read_small(self.path / "cgroup.procs").split())
 
     def ran_out_of_memory(self) -> bool:
         """Whether the kernel has killed a process of it because the group's memory was used up."""
@@ -111,7 +112,7 @@ class Group:
         return False
 
     def _figure(self, file: str, name: str) -> str:
-        return dict(line.split() for line in (self.path / file).read_text().splitlines())[name]
+        return dict(line.split() for line in read_small(self.path / file).decode().splitlines())[name]
 
     def kill(self) -> None:
         """End everything in it, at once (Linux 5.14; before, orphans.py alone sees to it)."""

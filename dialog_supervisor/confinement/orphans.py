@@ -17,6 +17,7 @@ import trio
 
 from dialog_supervisor.confinement.cgroups import GROUPS
 from dialog_supervisor.confinement.limits import become_subreaper
+from dialog_supervisor.confinement.proc import read_small
 
 _POLL_S = 0.01  # for killed processes to be gone, and for theirs to become ours
 _PATIENCE_S = 5.0  # with what the kernel cannot end now: it waits for a disk, say
@@ -114,7 +115,7 @@ def children(pid: int) -> set[int]:
     """Return the pids of a process's children, zombies included. One is listed with the thread that forked it (proc(5))."""
     found: set[int] = set()
     with suppress(OSError):  # the process, or a thread of it, is gone
-        for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        for thread in os.listdir(f"/proc/{pid}/task"):
             with suppress(OSError):
-                found.update(map(int, listed.read_text().split()))
+                found.update(map(int, read_small(f"/proc/{pid}/task/{thread}/children").split()))
     return found
