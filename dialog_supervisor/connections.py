@@ -1,8 +1,10 @@
 """The public connections: whom the listener lets in, each in a task of its own, and how they pass to another process."""
 
 import errno
+import math
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,10 +15,12 @@ import trio
 from dialog_supervisor.http import Conversation, Handler, Refused, Request, Response, Upgrade
 from dialog_supervisor.sections import GatewayConfig
 from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.metrics import Closed
 from dialog_supervisor.websocket import MediaSocket, MediaSocketState, ReadinessTransport, StreamTransport
 
 _TLS_HANDSHAKE_S = 10.0
 _ACCEPT_PAUSE_S = 0.1  # when the process is out of descriptors
+_TOLD_EVERY_S = 10.0  # that connections are not let in: there may be thousands
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -35,6 +39,8 @@ class Listener:
         self._accepting = trio.Event()
         self._accepting.set()
         self._nursery: trio.Nursery | None = None
+        self._untold: Counter[Closed] = Counter()
+        self._told_at: dict[Closed, float] = {}
         self.fd = -1  # of the listening socket
 
     @contextmanager
@@ -71,7 +77,7 @@ class Listener:
                 except OSError as error:
                     if error.errno not in _OUT_OF_DESCRIPTORS:
                         raise
-                    log.error("cannot accept a connection", reason=error.strerror, remedy="raise LimitNOFILE")
+                    self._out_of_descriptors(error)
                     await trio.sleep(_ACCEPT_PAUSE_S)
                     continue
                 accepted.setblocking(False)
@@ -95,13 +101,30 @@ class Listener:
         self._nursery.start_soon(self._guard, connection, serve)
 
     def _turn_away(self, accepted: socket.socket) -> None:
-        log.warning("too many connections", limit=self._config.max_connections, key="gateway.max_connections")
+        if count := self._kept_out("max_connections"):
+            log.warning(
+                "too many connections", count=count, limit=self._config.max_connections, key="gateway.max_connections"
+            )
         with accepted:
             if self._tls is None:
                 try:
                     accepted.send(_TOO_MANY)
                 except OSError as error:
                     log.debug("connection lost", reason=error.strerror)
+
+    def _out_of_descriptors(self, error: OSError) -> None:
+        if count := self._kept_out("descriptors"):
+            log.error("cannot accept a connection", count=count, reason=error.strerror, remedy="raise LimitNOFILE")
+
+    def _kept_out(self, why: Closed) -> int:
+        """Count a connection that is not let in. Return how many there were since the last time, when it is time to tell."""
+        metrics.CONNECTIONS_REFUSED.labels(why).inc()
+        self._untold[why] += 1
+        now = trio.current_time()
+        if now < self._told_at.get(why, -math.inf) + _TOLD_EVERY_S:
+            return 0
+        self._told_at[why] = now
+        return self._untold.pop(why)
 
     async def _guard(self, connection: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Serve one connection to its end; whatever its client does wrong concerns nobody else."""
