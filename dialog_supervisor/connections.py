@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import socket
 import ssl
 from collections import Counter
@@ -12,6 +13,7 @@ from functools import partial
 import structlog
 import trio
 
+from dialog_supervisor import descriptors
 from dialog_supervisor.http import Conversation, Handler, Refused, Request, Response, Upgrade
 from dialog_supervisor.sections import GatewayConfig
 from dialog_supervisor.telemetry import metrics
@@ -22,6 +24,7 @@ _TLS_HANDSHAKE_S = 10.0
 _ACCEPT_PAUSE_S = 0.1  # when the process is out of descriptors
 _TOLD_EVERY_S = 10.0  # that connections are not let in: there may be thousands
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_FULL = os.strerror(errno.EMFILE)
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 log = structlog.get_logger("http")
@@ -77,13 +80,17 @@ class Listener:
                 except OSError as error:
                     if error.errno not in _OUT_OF_DESCRIPTORS:
                         raise
-                    self._out_of_descriptors(error)
+                    self._out_of_descriptors()
                     await trio.sleep(_ACCEPT_PAUSE_S)
                     continue
                 accepted.setblocking(False)
-                if self.connections < self._config.max_connections:
+                if descriptors.scarce(accepted.fileno()):
+                    self._out_of_descriptors()
+                    self._turn_away(accepted)
+                elif self.connections < self._config.max_connections:
                     self._begin(accepted, self._connection)
                 else:
+                    self._too_many()
                     self._turn_away(accepted)
 
     def take_over(self, connections: Iterable[int]) -> None:
@@ -101,10 +108,6 @@ class Listener:
         self._nursery.start_soon(self._guard, connection, serve)
 
     def _turn_away(self, accepted: socket.socket) -> None:
-        if count := self._kept_out("max_connections"):
-            log.warning(
-                "too many connections", count=count, limit=self._config.max_connections, key="gateway.max_connections"
-            )
         with accepted:
             if self._tls is None:
                 try:
@@ -112,9 +115,14 @@ class Listener:
                 except OSError as error:
                     log.debug("connection lost", reason=error.strerror)
 
-    def _out_of_descriptors(self, error: OSError) -> None:
+    def _too_many(self) -> None:
+        if count := self._kept_out("max_connections"):
+            limit = self._config.max_connections
+            log.warning("too many connections", count=count, limit=limit, key="gateway.max_connections")
+
+    def _out_of_descriptors(self) -> None:
         if count := self._kept_out("descriptors"):
-            log.error("cannot accept a connection", count=count, reason=error.strerror, remedy="raise LimitNOFILE")
+            log.error("cannot accept a connection", count=count, reason=_FULL, remedy="raise LimitNOFILE")
 
     def _kept_out(self, why: Closed) -> int:
         """Count a connection that is not let in. Return how many there were since the last time, when it is time to tell."""

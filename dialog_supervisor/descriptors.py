@@ -9,12 +9,20 @@ from dialog_supervisor.config import Config
 _OWN = 64  # listeners, store, templates, the control API, and files that are open for a moment
 _OF_A_CALL = 8  # beside its connections: link, outputs, stack, pidfd; and the other ends of these while its worker begins
 
+RESERVE = 32  # which no new connection takes: for dialogctl, for files, and for the workers of calls that there are
+
 log = structlog.get_logger("dialogd")
 
 
 def needed(config: Config) -> int:
     """Return how many there are when there are as many calls and connections as there may be."""
     return _OWN + config.gateway.max_connections + _OF_A_CALL * config.calls.max_calls
+
+
+def scarce(newest: int) -> bool:
+    """Whether so few are left that the newest, which has the lowest number that was free, is to be given back."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit != resource.RLIM_INFINITY and newest >= limit - RESERVE
 
 
 def permit(config: Config) -> None:

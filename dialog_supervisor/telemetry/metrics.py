@@ -90,7 +90,7 @@ REQUESTS_REFUSED = Counter(
 )
 CONNECTIONS_REFUSED = Counter(
     "dialog_connections_refused",
-    "Connections that were not let in, and, for want of descriptors, each look at one that waits.",
+    "Connections that were not let in, by what there were too many or too few of.",
     ["reason"],
     registry=REGISTRY,
 )

@@ -181,6 +181,22 @@ async def test_who_finds_no_descriptor_waits_and_the_log_says_so_once(nursery: t
     assert (line["count"], line["reason"], line["remedy"]) == (1, "Too many open files", "raise LimitNOFILE")
 
 
+async def test_the_last_descriptors_are_not_for_new_connections(nursery: trio.Nursery) -> None:
+    listener, before = Listener(GatewayConfig(public_url="http://voice.test"), answer), refused("descriptors")
+    with socket.create_server(("127.0.0.1", 0)) as listening, capture_logs() as logs:
+        listening.setblocking(False)
+        await nursery.start(listener.serve, listening)
+        client = trio.socket.socket()
+        os.close(next_free := os.dup(client.fileno()))
+        async with trio.SocketStream(client) as stream:
+            with permitted(next_free + descriptors.RESERVE):
+                await client.connect(listening.getsockname())
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 503 ")
+        nursery.cancel_scope.cancel()
+    assert refused("descriptors") == before + 1
+    assert [line["count"] for line in logs if line["event"] == "cannot accept a connection"] == [1]
+
+
 async def test_of_many_connections_too_many_the_log_has_one_line_and_the_metrics_all(nursery: trio.Nursery) -> None:
     config = GatewayConfig(public_url="http://voice.test", max_connections=1)
     listener, before = Listener(config, answer), refused("max_connections")
