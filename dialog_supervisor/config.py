@@ -27,6 +27,8 @@ _TOKEN_FORM = re.compile(r"[0-9a-fA-F]{32}")  # Twilio's auth tokens: never show
 _E164 = re.compile(r"\+[1-9]\d{6,14}")
 _USER_INFO = re.compile(r"//[^/]*@")  # of a URL: a name and a password
 _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+(%[\w.-]+)?\]")
+_NODE = re.compile(r"[A-Za-z0-9_-]{1,32}")  # what no proxy writes differently in a path (RFC 3986, unreserved)
+_NODE_PLACE = "{node}"
 _UNIX_SOCKET_PATH_BYTES = 107  # sun_path less its closing zero, unix(7)
 
 
@@ -78,7 +80,7 @@ def load(file: Path | str, environ: Mapping[str, str] | None = None) -> Config:
     except msgspec.ValidationError as error:
         raise _explain(path, tables, str(error)) from None
     found = {
-        "control": msgspec.structs.replace(said.control, socket=_control_socket(path, said.control.socket, surroundings)),
+        **_of_node(path, said, surroundings),
         "events": msgspec.structs.replace(said.events, directory=_events_directory(said.events.directory, surroundings)),
         "recordings": msgspec.structs.replace(
             said.recordings, directory=_recordings_directory(path, said.recordings.directory, surroundings)
@@ -300,7 +302,30 @@ def _split(url: str) -> Any:
     return parts if parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0 else None
 
 
-def _control_socket(path: Path, given: Path, environ: Mapping[str, str]) -> Path:
+def _of_node(path: Path, said: Tables, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the sections in which the name of the node matters, with that in its place."""
+    node = said.gateway.node or environ.get("DIALOG_NODE", "")
+    if node and not _NODE.fullmatch(node):
+        key = "gateway.node" if said.gateway.node else "DIALOG_NODE"
+        raise ConfigError(f"{path}: {key} = {node!r}: is not a name for a node; use up to 32 letters, digits, - and _")
+
+    def named(key: str, text: str) -> str:
+        if _NODE_PLACE in text and not node:
+            how = f"has {_NODE_PLACE}, but this dialogd has no name; set gateway.node, or DIALOG_NODE in its environment"
+            raise ConfigError(f"{path}: {key} = {text!r}: {how}")
+        return text.replace(_NODE_PLACE, node)
+
+    listen, figures = said.gateway.listen, said.control.listen
+    socket = _control_socket(path, Path(named("control.socket", str(said.control.socket))), node, environ)
+    return {
+        "gateway": msgspec.structs.replace(said.gateway, node=node, listen=named("gateway.listen", listen)),
+        "control": msgspec.structs.replace(
+            said.control, socket=socket, listen=None if figures is None else named("control.listen", figures)
+        ),
+    }
+
+
+def _control_socket(path: Path, given: Path, node: str, environ: Mapping[str, str]) -> Path:
     """Return where the control socket is: as configured, as systemd says, or in a directory for this user alone."""
     if given != Path():
         socket = given
@@ -308,7 +333,7 @@ def _control_socket(path: Path, given: Path, environ: Mapping[str, str]) -> Path
         socket = Path(runtime.split(":")[0]) / "control.sock"
     else:
         directory = Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"dialog-{os.getuid()}"
-        socket = directory / f"{_name_of(path)}.sock"
+        socket = directory / f"{_name_of(path)}{node and '-'}{node}.sock"
     if len(os.fsencode(socket)) > _UNIX_SOCKET_PATH_BYTES:
         limit = f"a unix socket's path has at most {_UNIX_SOCKET_PATH_BYTES} bytes; choose a shorter one"
         raise ConfigError(f"{path}: control.socket = '{socket}': {limit}")

@@ -18,7 +18,8 @@ from dialog_supervisor.http import Conversation, Handler, Refused, Request, Resp
 from dialog_supervisor.sections import GatewayConfig
 from dialog_supervisor.telemetry import metrics
 from dialog_supervisor.telemetry.metrics import Closed
-from dialog_supervisor.websocket import MediaSocket, MediaSocketState, ReadinessTransport, StreamTransport
+from dialog_supervisor.transports import ReadinessTransport, StreamTransport
+from dialog_supervisor.websocket import MediaSocket, MediaSocketState
 
 _TLS_HANDSHAKE_S = 10.0
 _ACCEPT_PAUSE_S = 0.1  # when the process is out of descriptors

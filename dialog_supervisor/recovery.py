@@ -92,11 +92,7 @@ class Recovery:
         )
 
     def told(self, event: Event) -> None:
-        """A worker is told something that its successor may have to know."""
-        if isinstance(event, Media):
-            if self._state is not None:
-                self._keep(event)
-            return
+        """A worker is told something, besides the caller's voice, that its successor may have to know."""
         if isinstance(event, Metadata):
             self._metadata = event
         elif isinstance(event, StreamingStarted):
@@ -107,7 +103,10 @@ class Recovery:
             return
         self._changed()
 
-    def _keep(self, media: Media) -> None:
+    def heard(self, media: Media) -> None:
+        """A worker is told what the caller says; without a checkpoint, nobody will hear it again."""
+        if self._state is None:
+            return
         self._audio += media.payload
         self._audio_ends_ms = media.timestamp_ms + len(media.payload) // _BYTES_PER_MS
         if len(self._audio) > _KEPT_BYTES + _SLACK_BYTES:

@@ -24,9 +24,13 @@ class GatewayConfig(Section, frozen=True, kw_only=True):
     """`[gateway]`: the public listener, for webhooks and media sockets alike."""
 
     listen: str = "127.0.0.1:8080"
-    """Address and port; put a TLS proxy in front, or give certificate and key."""
+    """Address and port; put a TLS proxy in front, or give certificate and key. `{node}` stands for the node's name, so that
+    several `dialogd`s can share a file: "127.0.0.1:808{node}"."""
     public_url: str
     """Scheme, host and port as the carrier's console has them: signatures are computed from it, never from `Host`."""
+    node: str = ""
+    """The name of this `dialogd` among several behind one `public_url`, letters and digits; by default $DIALOG_NODE, which
+    the unit `dialogd@NAME` sets. The carrier is then told to ask below /n/NAME/ about this node's calls."""
     certificate: str | None = None
     """PEM file of the certificate chain, relative to dialog.toml; with `key`, the listener speaks TLS."""
     key: str | None = None
@@ -201,10 +205,11 @@ class ControlConfig(Section, frozen=True, kw_only=True):
     """`[control]`: where dialogctl finds dialogd, and Prometheus its figures."""
 
     socket: Path = Path()
-    """A unix socket; by default $RUNTIME_DIRECTORY/control.sock, else one named for this configuration file."""
+    """A unix socket; by default $RUNTIME_DIRECTORY/control.sock, else one named for this configuration file and the node.
+    `{node}` stands for the node's name."""
     listen: str | None = None
-    """Address and port, such as "127.0.0.1:9090", where `/metrics` and `/healthz` are served, and nothing else: figures, to
-    be read by whoever can connect. The socket has `/metrics` in any case."""
+    """Address and port, such as "127.0.0.1:9090", where `/metrics`, `/healthz` and `/readyz` are served, and nothing else:
+    figures, to be read by whoever can connect. `{node}` is as in `socket`, which has `/metrics` in any case."""
 
 
 class LogConfig(Section, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from dialog_supervisor import descriptors
 from dialog_supervisor.autoreload import Watch
 from dialog_supervisor.call import Call
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
+from dialog_supervisor.carriers.twilio.addresses import Addresses
 from dialog_supervisor.carriers.twilio.gateway import TwilioGateway
 from dialog_supervisor.carriers.twilio.rest import TwilioRest
 from dialog_supervisor.config import Config
@@ -41,6 +42,7 @@ from dialog_supervisor.upgrade.execution import let_signals_in
 from dialog_supervisor.upgrade.handover import Handover
 from dialog_supervisor.upgrade.succession import Succession
 from dialog_supervisor.worker import Worker
+from protocol.readiness import Readers
 
 log = structlog.get_logger("dialogd")
 
@@ -64,7 +66,9 @@ class Supervisor(Controlled):
         self._switchboard = Switchboard(config, self._generations, self._machine, store, self._figures.ended)
         self._admission = self._switchboard.admission
         self._succession = Succession(self._switchboard, self._generations, handed)
+        self._addresses = Addresses(config.gateway)
         self._listener: Listener | None = None
+        self._probes = {"/healthz": self._health, "/readyz": self._readiness}
         self._upgrade_wanted = trio.Event()
         self._service = ServiceNotifier(config.environ, self._summary)
 
@@ -74,6 +78,7 @@ class Supervisor(Controlled):
         descriptors.permit(self._config)
         context, listening = tls(self._config), self._listen()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
+            await nursery.start(Readers().run)
             nursery.start_soon(self._switchboard.events.run)
             with listening, _signals(signal.SIGHUP) as hangups:
                 await GROUPS.enter(self._config.workers)
@@ -87,7 +92,7 @@ class Supervisor(Controlled):
                 await nursery.start(self._generations.run)
                 self._listener = Listener(self._config.gateway, partial(self._handle, gateway), context)
                 await nursery.start(serve_control, self, self._config.control.socket)
-                await nursery.start(serve_figures, self._config, self.render_figures, self._health)
+                await nursery.start(serve_figures, self._config, self.render_figures, self._probes)
                 nursery.start_soon(metrics.watch_loop)
                 with _signals(signal.SIGTERM, signal.SIGINT) as signals:
                     async with trio.open_nursery() as calls:
@@ -115,7 +120,9 @@ class Supervisor(Controlled):
 
     def _say_ready(self, listening: socket.socket) -> None:
         host, port = listening.getsockname()[:2]
-        log.info("ready", listen=f"{host}:{port}", public_url=self._config.gateway.public_url, pid=os.getpid())
+        gateway = self._config.gateway
+        node = {"node": gateway.node} if gateway.node else {}
+        log.info("ready", listen=f"{host}:{port}", public_url=gateway.public_url, pid=os.getpid(), **node)
         GROUPS.tell()
         self._service.ready()
 
@@ -125,22 +132,27 @@ class Supervisor(Controlled):
         return f"{doing}; {len(self._switchboard.calls)} under way; generation {self._generations.current.name}{canary}"
 
     async def _handle(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
-        with metrics.webhook(request.path) as answered:
-            answer = await self._route(gateway, request)
+        path = self._addresses.here(request.path)
+        with metrics.webhook(path) as answered:
+            answer = await self._route(gateway, request, path)
             answered(101 if isinstance(answer, Upgrade) else answer.status)
             return answer
 
-    async def _route(self, gateway: TwilioGateway, request: Request) -> Response | Upgrade:
-        if request.path.startswith(TWILIO_PREFIX):
+    async def _route(self, gateway: TwilioGateway, request: Request, path: str) -> Response | Upgrade:
+        if path.startswith(TWILIO_PREFIX):
             return await gateway.handle(request)
-        if request.path == "/healthz" and request.method in ("GET", "HEAD"):
-            return self._health()
+        if path in self._probes and request.method in ("GET", "HEAD"):
+            return self._probes[path]()
         return Response(404, "there is nothing here\n")
 
     def _health(self) -> Response:
         if self._admission.open:
             return Response(200, "ok\n")
         return Response(503, "stopping\n" if self._admission.stopping else "draining\n")
+
+    def _readiness(self) -> Response:
+        why = self._switchboard.objection
+        return Response(200, "ok\n") if why is None else Response(503, f"{why}\n")
 
     async def _reload_on(self, hangups: AsyncIterator[int]) -> None:
         async for _ in hangups:

@@ -45,6 +45,11 @@ class Switchboard:
         """Take calls from now on; they live in `nursery`."""
         self._nursery, self.admission.started = nursery, True
 
+    @property
+    def objection(self) -> Objection | None:
+        """Why another call would not be taken now, or None when one would."""
+        return self.admission.objection(len(self.calls)) or self._machine.lack
+
     def states(self) -> dict[str, int]:
         """Return how many calls are in each state."""
         counts = Counter(call.state.value for call in self.calls.values())
@@ -94,8 +99,8 @@ class Switchboard:
         await self.keeper.forget(call_id)
 
     def _begin(self, metadata: Metadata, make_leg: MakeLeg, record: Record | None) -> Call | None:
-        lack = None if record else self._machine.lack  # what goes on had its share before, and the average has it still
-        why = self.admission.objection(len(self.calls)) or lack
+        # What goes on had its share of the machine before, and the average has it still.
+        why = self.admission.objection(len(self.calls)) if record else self.objection
         if why is not None or self._nursery is None:
             self._refuse(metadata.call_id, why or "draining")
             return None

@@ -7,7 +7,6 @@ The interpreter may be another than the supervisor's; nothing here needs more th
 """
 
 import faulthandler
-import gc
 import importlib
 import io
 import os
@@ -24,12 +23,14 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
+from dialog_supervisor import frozen
 from dialog_supervisor.confinement import limits
 from dialog_supervisor.confinement.sandbox import Confinement, Sandbox
 from dialog_supervisor.sections import WorkersConfig
 from protocol.messages import PROTOCOL_VERSION
 
 _WORKER = "dialog_worker.main"  # by name: the supervisor's rooms do not import the worker's
+_REHEARSAL = "dialog_worker.rehearsal"
 MAX_PACKET_BYTES = 64 << 10
 _TRACEBACK_CHARACTERS = 16_000
 _STDOUT_FD, _STDERR_FD = 1, 2
@@ -264,8 +265,9 @@ def prepare(directory: Path, entry: str, permitted: WorkersConfig) -> tuple[Crea
     create = load_entry(entry)
     if not callable(create):
         raise TypeError(f"{entry} is {type(create).__name__}, not a function that takes a VoIP and returns an Agent")
-    gc.collect()
-    gc.freeze()  # keeps the collector from touching, and so copying, the pages that all workers share
+    if not importlib.import_module(_REHEARSAL).rehearse():
+        print("a rehearsal of a call failed: calls will take more memory, and longer to begin", file=sys.stderr)
+    frozen.freeze()
     if reason := limits.too_large_for(permitted):
         raise Unforkable(reason)
     return create, worker.run

@@ -1,32 +1,28 @@
 """The media socket: the `websockets` library's sans-IO protocol over a transport that never makes the sender wait.
 
-A plain connection is used directly on readiness, which costs one wake-up and two system calls for a frame in and a frame
-out; a TLS connection goes through trio's stream.
+What nearly every frame is, a whole message of text, goes past the library, whose care costs more than all the rest of a
+frame's way; the library is given everything else, and never sees a part of a message that the quick way has seen another of.
 """
 
-import socket
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from functools import partial
 from typing import Self, cast
 
 import trio
 from msgspec import Struct
-from websockets.exceptions import ConnectionClosed, InvalidState
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import Protocol, Side, State
 from websockets.server import ServerProtocol
 
+from dialog_supervisor.frames import Unfinished, text_frame, whole_text
+from dialog_supervisor.transports import ReadinessTransport, Transport
+
 OUTBOX_BYTES = 1 << 20  # about a minute and a half of speech as base64 in JSON, which the carrier has not taken
 UNFINISHED_BYTES = 128 << 10  # beyond a message's permitted size: heads of its frames, and pings between them
-_RECEIVE_BYTES = 64 << 10
 _CLOSE_S = 2.0  # for the other side to answer a close
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
-_FIN, _CONTROL, _MASKED, _SIZE = 0x80, 0x08, 0x80, 0x7F  # bits of a frame's first two bytes (RFC 6455, 5.2)
-_EXTENDED_SIZES = {126: 2, 127: 8}  # bytes of the length that follows them
-_MASK_BYTES = 4
 
 
 class MediaSocketClosed(Exception):
@@ -51,163 +47,15 @@ class MediaSocketState(Struct, frozen=True, forbid_unknown_fields=True):
     messages: tuple[tuple[bytes, bool], ...] = ()
 
 
-class Unfinished:
-    """What has come of a message whose end has not, as bytes: whoever takes the socket over is fed them again. No I/O."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self._frame = 0  # where the last frame in it begins, which is not whole
-        self._wanted = 2  # how many bytes there must be to know more
-
-    def feed(self, data: bytes) -> None:
-        """Enter what was received, and forget the messages that it completes."""
-        self.data += data
-        if len(self.data) < self._wanted:
-            return
-        message, frame = 0, self._frame
-        while (end := _frame_end(self.data, frame)) <= len(self.data):
-            within_message = self.data[frame] & _CONTROL and frame != message
-            whole = self.data[frame] & _FIN and not within_message
-            frame = end
-            if whole:
-                message = frame
-        del self.data[:message]
-        self._frame, self._wanted = frame - message, end - message
-
-
-def _frame_end(data: bytearray, at: int) -> int:
-    """Return where the frame that begins at `at` ends, or how much there must be to know it (RFC 6455, 5.2)."""
-    if len(data) < at + 2:
-        return at + 2
-    size = data[at + 1] & _SIZE
-    extended = _EXTENDED_SIZES.get(size, 0)
-    begin = at + 2 + extended + (_MASK_BYTES if data[at + 1] & _MASKED else 0)
-    if not extended:
-        return begin + size
-    if len(data) < begin:
-        return begin
-    return begin + int.from_bytes(data[at + 2 : at + 2 + extended], "big")
-
-
-class Transport(ABC):
-    """Bytes in by `receive`, bytes out by `write`, which keeps what cannot leave at once for `run` to send."""
-
-    def __init__(self) -> None:
-        self.pending = bytearray()
-        self._work = trio.Event()
-        self._room = trio.Event()
-        self._room.set()
-
-    @abstractmethod
-    async def receive(self) -> bytes:
-        """Return some bytes, or none at the end of the connection, however it ended."""
-
-    def write(self, data: bytes) -> None:
-        """Take bytes to be sent, without waiting."""
-        self.pending += data
-        self._room = trio.Event() if self._room.is_set() else self._room
-        self._work.set()
-
-    async def room(self) -> None:
-        """Wait until everything written has been sent, or never will be."""
-        await self._room.wait()
-
-    async def run(self) -> None:
-        """Send what `write` kept, until cancelled."""
-        while True:
-            await self._work.wait()
-            self._work = trio.Event()
-            try:
-                while self.pending:
-                    await self._send_some()
-            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                self.pending.clear()  # the reader will see the end of the connection, and says so
-            self._room.set()
-
-    @abstractmethod
-    async def end(self) -> None:
-        """Send nothing more, and say so to the other side."""
-
-    @abstractmethod
-    async def _send_some(self) -> None:
-        """Send some of `pending` and remove it there."""
-
-
-class ReadinessTransport(Transport):
-    """A plain, non-blocking socket, used as soon as the kernel says that it is ready."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__()
-        self._sock = sock
-        self._fd = sock.fileno()
-
-    @property
-    def fd(self) -> int:
-        """The socket's descriptor."""
-        return self._fd
-
-    async def receive(self) -> bytes:
-        while True:
-            await trio.lowlevel.wait_readable(self._fd)
-            try:
-                return self._sock.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return b""
-
-    def write(self, data: bytes) -> None:
-        if not self.pending:
-            try:
-                data = data[self._sock.send(data) :]
-            except BlockingIOError:
-                pass
-            except OSError:
-                return  # the reader will see the end of the connection, and says so
-        if data:
-            super().write(data)
-
-    async def end(self) -> None:
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
-
-    async def _send_some(self) -> None:
-        await trio.lowlevel.wait_writable(self._fd)
-        with suppress(BlockingIOError):
-            del self.pending[: self._sock.send(self.pending)]
-
-
-class StreamTransport(Transport):
-    """Any trio stream; TLS in practice."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        super().__init__()
-        self._stream = stream
-
-    async def receive(self) -> bytes:
-        try:
-            return bytes(await self._stream.receive_some(_RECEIVE_BYTES))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return b""
-
-    async def end(self) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self._stream.aclose()
-
-    async def _send_some(self) -> None:
-        data = bytes(self.pending)
-        self.pending.clear()
-        await self._stream.send_all(data)
-
-
 class MediaSocket:
     """A server's end of a WebSocket: whole messages in, text out. Pings are answered by the way."""
 
     def __init__(self, transport: Transport, protocol: Protocol, max_message_bytes: int) -> None:
         self._transport = transport
         self._protocol = protocol
-        self._unfinished_bytes = UNFINISHED_BYTES + max_message_bytes
-        self._messages: deque[str | bytes] = deque()
+        self._max_message_bytes = max_message_bytes
+        self._open = False  # what `protocol.state` said last: it is asked for every frame
+        self._messages: deque[tuple[bytes, bool]] = deque()  # each with whether it is text
         self._fragments: list[Frame] = []
         self._unfinished = Unfinished()
 
@@ -216,10 +64,10 @@ class MediaSocket:
         """Return the end of an open WebSocket as another process left it."""
         protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=max_message_bytes)
         media = cls(transport, protocol, max_message_bytes)
-        media._messages.extend(data.decode() if text else data for data, text in state.messages)
+        media._messages.extend(state.messages)
         if state.unsent:
             transport.write(state.unsent)
-        media._feed(state.unfinished)
+        media._take_in(state.unfinished)
         return media
 
     def hand_over(self) -> MediaSocketState | None:
@@ -227,8 +75,7 @@ class MediaSocket:
         if not isinstance(self._transport, ReadinessTransport) or self._protocol.state is not State.OPEN:
             return None
         unsent, rest = bytes(self._transport.pending), bytes(self._unfinished.data)
-        messages = tuple((one.encode(), True) if isinstance(one, str) else (one, False) for one in self._messages)
-        return MediaSocketState(self._transport.fd, unsent, rest, messages)
+        return MediaSocketState(self._transport.fd, unsent, rest, tuple(self._messages))
 
     @classmethod
     def accepted(cls, transport: Transport, head: bytes, unread: bytes, *, max_message_bytes: int) -> Self:
@@ -242,7 +89,7 @@ class MediaSocket:
         for request in protocol.events_received():  # none if the library refuses what h11 took, such as a POST
             protocol.send_response(protocol.accept(cast(Request, request)))
         if unread and protocol.state is State.OPEN:
-            media._feed(unread)
+            media._take_in(unread)
         media._flush()
         return media
 
@@ -261,27 +108,49 @@ class MediaSocket:
                     await self._transport.room()
             nursery.cancel_scope.cancel()
 
-    def _feed(self, data: bytes) -> None:
+    async def each(self, take: Callable[[bytes, bool], bool]) -> None:
+        """Pass messages to `take`, which must not wait, as they come, each with whether it is text, until it returns True.
+
+        Text is UTF-8. What comes after `take` returned True is kept. Raises `MediaSocketClosed`, and what `take` raises.
+        """
+        if not self._passed_on(take):
+            await self._transport.each(partial(self._received, take))
+
+    def _received(self, take: Callable[[bytes, bool], bool], data: bytes) -> bool:
+        at = 0
+        while self._open and not self._unfinished.data and at < len(data):
+            if (found := whole_text(data, at, self._max_message_bytes)) is None:
+                break
+            text, at = found
+            if take(text, True):
+                self._take_in(data[at:])
+                return True
+        if not data:
+            self._protocol.receive_eof()
+            self._flush()
+        self._take_in(data[at:])
+        return self._passed_on(take)
+
+    def _passed_on(self, take: Callable[[bytes, bool], bool]) -> bool:
+        """Pass on what is whole; return whether `take` has enough. Raises `MediaSocketClosed` when nothing can follow."""
+        while self._messages:
+            if take(*self._messages.popleft()):
+                return True
+        if not self._open:
+            raise self._closed()
+        return False
+
+    def _take_in(self, data: bytes) -> None:
+        """Have the library read what is not the usual."""
+        if not data:  # which would tell the library that nothing follows
+            return
         self._protocol.receive_data(data)
         self._unfinished.feed(data)
-        if len(self._unfinished.data) > self._unfinished_bytes:
+        if len(self._unfinished.data) > UNFINISHED_BYTES + self._max_message_bytes:
             self._protocol.fail(CloseCode.POLICY_VIOLATION, "a message comes in too many pieces")
-
-    async def receive(self) -> str | bytes:
-        """Return the next message: text as str, binary as bytes. Raises `MediaSocketClosed`."""
-        while not self._messages:
-            for event in self._protocol.events_received():
-                self._take(cast(Frame, event))
-            self._flush()
-            if self._messages:
-                break
-            if self._protocol.state is not State.OPEN:
-                raise self._closed()
-            if data := await self._transport.receive():
-                self._feed(data)
-            else:
-                self._protocol.receive_eof()
-        return self._messages.popleft()
+        for event in self._protocol.events_received():
+            self._take(cast(Frame, event))
+        self._flush()
 
     def _take(self, frame: Frame) -> None:
         if frame.opcode not in _DATA:
@@ -292,21 +161,18 @@ class MediaSocket:
         first, *rest = self._fragments
         data = b"".join((first.data, *(part.data for part in rest))) if rest else bytes(first.data)
         self._fragments.clear()
-        if first.opcode is Opcode.BINARY:
-            self._messages.append(data)
-            return
-        try:
-            self._messages.append(data.decode())
-        except UnicodeDecodeError:
-            self._protocol.fail(CloseCode.INVALID_DATA, "text is not UTF-8")
+        if first.opcode is not Opcode.BINARY:
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self._protocol.fail(CloseCode.INVALID_DATA, "text is not UTF-8")
+                return
+        self._messages.append((data, first.opcode is not Opcode.BINARY))
 
     def send(self, text: bytes) -> None:
         """Send UTF-8 text without waiting; on a closed socket, nothing."""
-        try:
-            self._protocol.send_text(text)
-        except (InvalidState, ConnectionClosed):
-            return
-        self._flush()
+        if self._open:
+            self._transport.write(text_frame(text))
 
     @property
     def has_room(self) -> bool:
@@ -340,6 +206,7 @@ class MediaSocket:
         for data in self._protocol.data_to_send():
             if data:  # an empty one says that the connection should be half-closed; closing it all follows at once
                 self._transport.write(data)
+        self._open = self._protocol.state is State.OPEN
 
     def _closed(self) -> MediaSocketClosed:
         close = self._protocol.close_rcvd or self._protocol.close_sent

@@ -121,9 +121,11 @@ class WorkerLeg:
 
     def tell(self, event: Event) -> None:
         """Pass an event to the worker. Speech that it does not take in time is dropped, oldest first."""
-        self._recovery.told(event)
         link, audio = self.worker.link, isinstance(event, Media)
-        if not audio:
+        if isinstance(event, Media):
+            self._recovery.heard(event)
+        else:
+            self._recovery.told(event)
             self._call.steps.told(event, self.worker.pid)
         try:
             link.post(event, droppable=audio)
@@ -175,16 +177,32 @@ class WorkerLeg:
         try:
             await self.worker.ready()
             self._call.steps.add("worker", "ready", {"pid": str(self.worker.pid)})
-            flow = Flow(trio.current_time)
-            async for command in self.worker.link:
-                await self._do(command, nursery)
-                if pause := flow.took():
-                    with self.worker.held_back():
-                        await trio.sleep(pause)
+            await self._obey_each(nursery)
         except (ProtocolError, LinkClosed) as error:
             if not self._call.over:
                 log.error("worker breaks the protocol and is killed", error=type(error).__name__, reason=str(error))
             self.worker.kill("protocol" if isinstance(error, ProtocolError) else None)
+
+    async def _obey_each(self, nursery: trio.Nursery) -> None:
+        """Do what it asks for as it comes; whenever that is more than the carrier or others can bear, read on later."""
+        flow, link, leg, pause = Flow(trio.current_time), self.worker.link, self._call.leg, 0.0
+
+        def take(command: Command) -> bool:
+            nonlocal pause
+            pause = flow.took()
+            if isinstance(command, Post):
+                leg.post(command.message)
+                return pause > 0 or not leg.has_room
+            self._do(command, nursery)
+            return pause > 0
+
+        while True:
+            await link.each(take)
+            if link.ended:
+                return
+            with self.worker.held_back():
+                await leg.room()
+                await trio.sleep(pause)
 
     def _replace_worker(self) -> bool:
         """A worker died in mid-call: have another take over, or the caller given the fallback when that was often."""
@@ -211,18 +229,10 @@ class WorkerLeg:
             with suppress(LinkClosed, OutboxFull):
                 self.worker.link.post(event, droppable=isinstance(event, Media))
 
-    async def _do(self, command: Command, nursery: trio.Nursery) -> None:
-        if isinstance(command, Post):
-            self._call.leg.post(command.message)
-            if not self._call.leg.has_room:
-                with self.worker.held_back():
-                    await self._call.leg.room()
-        elif isinstance(command, Heartbeat):
+    def _do(self, command: Command, nursery: trio.Nursery) -> None:
+        if isinstance(command, Heartbeat):
             self.worker.heartbeat(command.lag_ms)
-        else:
-            self._do_now(command, nursery)
-
-    def _do_now(self, command: Command, nursery: trio.Nursery) -> None:
+            return
         self._call.steps.asked(command, self.worker.pid)
         if isinstance(command, Abort):
             self._call.leg.abort(command.uuid)

@@ -17,6 +17,7 @@ from dialog_worker.voip import VoIP, VoIPProxy, sendable
 from protocol.framing import ProtocolError
 from protocol.link import Link, LinkClosed, OutboxFull
 from protocol.messages import EXIT_WANT_OF_MEMORY, Event, Heartbeat, Trace
+from protocol.readiness import Readiness
 
 HEARTBEAT_S = 1.0
 _LAST_WORDS_S = 0.5  # for the reason of a failure to reach the supervisor
@@ -45,7 +46,12 @@ def run(sock: socket.socket, create: Create, generation: str, call_id: str) -> i
 
 
 async def _serve(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
-    link: Link[Event] = Link(sock, Event)
+    with Readiness() as readiness:
+        readiness.add(sock.fileno())
+        return await _talk(Link(sock, Event, readable=readiness.wait), create, generation, call_id)
+
+
+async def _talk(link: Link[Event], create: Create, generation: str, call_id: str) -> int:
     _log_over(link)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run)
@@ -104,21 +110,26 @@ async def _beat(link: Link[Event]) -> None:
 class _LinkHandler(logging.Handler):
     """Sends log records over the link; the supervisor writes them, with the call's id and numbers masked."""
 
-    def __init__(self, link: Link[Event]) -> None:
-        super().__init__()
-        self._link = link
+    link: Link[Event] | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; on a full or closed link it is lost, rather than the call."""
+        if self.link is None:
+            return
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
         with suppress(LinkClosed, OutboxFull):
-            self._link.post(Trace("log", sendable(text[-_TRACEBACK_CHARACTERS:]), {"level": level, "logger": record.name}))
+            self.link.post(Trace("log", sendable(text[-_TRACEBACK_CHARACTERS:]), {"level": level, "logger": record.name}))
+
+
+_handler = _LinkHandler()
 
 
 def _log_over(link: Link[Event]) -> None:
-    logging.basicConfig(handlers=[_LinkHandler(link)], level=logging.INFO, force=True)
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _handler.link = link
+    if logging.root.handlers != [_handler]:  # a rehearsal has seen to it before the fork, where there was one
+        logging.basicConfig(handlers=[_handler], level=logging.INFO, force=True)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)

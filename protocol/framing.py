@@ -4,13 +4,14 @@ A `FrameDecoder` turns bytes in any split into messages; an `encode` turns a mes
 ends in a `ProtocolError` that says what was wrong with it.
 """
 
-from collections.abc import Iterator
+import struct
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 MAX_FRAME_BYTES = 1 << 20  # a message is 20 ms of audio or a few strings; a megabyte is a mistake or an attack
-_LENGTH_BYTES = 4
+_LENGTH = struct.Struct("<I")
+_LENGTH_BYTES = _LENGTH.size
 
 Incoming = TypeVar("Incoming", bound=msgspec.Struct)
 
@@ -36,15 +37,13 @@ class VersionMismatch(ProtocolError):
     """The other side speaks another version of the vocabulary, or did not introduce itself."""
 
 
-def encode(message: msgspec.Struct) -> bytearray:
+def encode(message: msgspec.Struct) -> bytes:
     """Return the frame for `message`. Raises `FrameTooLarge`."""
-    frame = bytearray(_LENGTH_BYTES)
-    _encoder.encode_into(message, frame, _LENGTH_BYTES)
-    size = len(frame) - _LENGTH_BYTES
+    body = _encoder.encode(message)
+    size = len(body)
     if size > MAX_FRAME_BYTES:
         raise FrameTooLarge(size, MAX_FRAME_BYTES)
-    frame[:_LENGTH_BYTES] = size.to_bytes(_LENGTH_BYTES, "little")
-    return frame
+    return _LENGTH.pack(size) + body
 
 
 class FrameDecoder(Generic[Incoming]):
@@ -74,32 +73,33 @@ class FrameDecoder(Generic[Incoming]):
             if len(self._buffer) < self._wanted:
                 return []
             data = bytes(self._buffer)
-        messages, used = [], 0
+            self._buffer.clear()
         try:
-            for message, end in self._frames(data):
-                messages.append(message)
-                used = end
+            if len(data) - _LENGTH_BYTES == int.from_bytes(data[:_LENGTH_BYTES], "little") <= self._max:
+                return [self._decode(data[_LENGTH_BYTES:])]  # as nearly always
+            return self._split(data)
         except ProtocolError as error:
             self._error = error
             raise
-        self._buffer[:] = data[used:]
-        return messages
 
-    def _frames(self, data: bytes) -> Iterator[tuple[Incoming, int]]:
-        start, view = 0, memoryview(data)
+    def _split(self, data: bytes) -> list[Incoming]:
+        """Return the messages that are whole, and keep what is not."""
+        messages: list[Incoming] = []
+        view, start, self._wanted = memoryview(data), 0, _LENGTH_BYTES
         while len(data) - start >= _LENGTH_BYTES:
-            size = int.from_bytes(view[start : start + _LENGTH_BYTES], "little")
+            (size,) = _LENGTH.unpack_from(data, start)
             if size > self._max:
                 raise FrameTooLarge(size, self._max)
             end = start + _LENGTH_BYTES + size
             if end > len(data):
                 self._wanted = end - start
-                return
-            yield self._decode(view[start + _LENGTH_BYTES : end]), end
+                break
+            messages.append(self._decode(view[start + _LENGTH_BYTES : end]))
             start = end
-        self._wanted = _LENGTH_BYTES
+        self._buffer += view[start:]
+        return messages
 
-    def _decode(self, body: memoryview) -> Incoming:
+    def _decode(self, body: bytes | memoryview) -> Incoming:
         try:
             return self._decoder.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""One end of the pipe, on trio: messages in by `async for`, messages out by `post`, questions by `request`.
+"""One end of the pipe, on trio: messages in by `async for` or `each`, messages out by `post`, questions by `request`.
 
 The socket is used directly on readiness: a message that the kernel takes at once costs one system call and no task switch,
 and a message that arrives costs one wake-up. What the kernel does not take waits in a bounded outbox for `run` to send.
@@ -6,7 +6,9 @@ and a message that arrives costs one wake-up. What the kernel does not take wait
 
 import socket
 from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
@@ -14,11 +16,12 @@ import trio
 
 from protocol.framing import FrameDecoder, ProtocolError, VersionMismatch, encode
 from protocol.messages import PROTOCOL_VERSION, Failure, Hello, Reply, Request
+from protocol.readiness import notify_closing, when_readable
 
 OUTBOX_BYTES = 1 << 20  # two minutes of audio; whoever is this far behind is not reading
 DROPPABLE_FRAMES = 250  # 5 s of 20 ms media: older speech is not worth waiting for
 KERNEL_BUFFER_BYTES = 64 << 10  # small, so that the outbox and not the kernel decides what is late
-_RECEIVE_BYTES = 64 << 10
+_RECEIVE_BYTES = 16 << 10  # at once: as a rule there is one message of 200
 _REPLY_GRACE_S = 1.0  # a reply that says "timed out" should win over our own clock
 
 Incoming = TypeVar("Incoming", bound=msgspec.Struct)
@@ -58,7 +61,7 @@ class Outbox:
     """Frames waiting for the socket, without I/O. Droppable ones beyond the limit push out the oldest of their kind."""
 
     def __init__(self, *, max_bytes: int = OUTBOX_BYTES, max_droppable: int = DROPPABLE_FRAMES) -> None:
-        self._frames: deque[tuple[bytearray, bool]] = deque()
+        self._frames: deque[tuple[bytes, bool]] = deque()
         self._max_bytes = max_bytes
         self._max_droppable = max_droppable
         self._droppable = 0
@@ -68,7 +71,7 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._frames)
 
-    def put(self, frame: bytearray, *, droppable: bool = False, begun: bool = False) -> None:
+    def put(self, frame: bytes, *, droppable: bool = False, begun: bool = False) -> None:
         """Queue a frame; `begun` marks one that was partly sent and so can no longer be dropped. Raises `OutboxFull`.
 
         An empty outbox takes any frame: a stream that has sent the beginning of one must send the rest.
@@ -86,9 +89,9 @@ class Outbox:
 
     def waiting(self) -> tuple[tuple[bytes, bool], ...]:
         """Return what waits, each frame with whether it may be dropped. The first may have lost its beginning."""
-        return tuple((bytes(frame), droppable) for frame, droppable in self._frames)
+        return tuple(self._frames)
 
-    def head(self) -> bytearray:
+    def head(self) -> bytes:
         """Return the bytes to send next."""
         return self._frames[0][0]
 
@@ -111,14 +114,18 @@ class Outbox:
 class Link(Generic[Incoming]):
     """A duplex link that receives messages of one union and sends whatever Struct it is given.
 
-    Only one task may iterate. `run` must be running somewhere for what the kernel did not take at once.
+    Only one task may read. `run` must be running somewhere for what the kernel did not take at once. `readable` is awaited
+    for something to read, by default by trio's own means; it may return early.
     """
 
-    def __init__(self, sock: socket.socket, incoming: Any) -> None:
+    def __init__(
+        self, sock: socket.socket, incoming: Any, *, readable: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_BYTES)
         self._sock = sock
         self._fd = sock.fileno()
+        self._readable = readable or partial(trio.lowlevel.wait_readable, self._fd)
         self._decoder: FrameDecoder[Incoming] = FrameDecoder(incoming)
         self._unread = b""  # by a process that had this end before
         self._inbox: deque[Incoming] = deque()
@@ -137,7 +144,7 @@ class Link(Generic[Incoming]):
         """Return the end of a link as another process left it. The introductions are over. Raises OSError."""
         link = cls(socket.socket(fileno=state.fd), incoming)
         for frame, droppable in state.unsent:
-            link._outbox.put(bytearray(frame), droppable=droppable)
+            link._outbox.put(frame, droppable=droppable)
         link._outbox.dropped = state.dropped
         if link._outbox:
             link._wait_for_room()
@@ -176,7 +183,7 @@ class Link(Generic[Incoming]):
             raise LinkClosed("the link is closed")
         frame = encode(message)
         sent = 0
-        if not self._outbox:
+        if not self._outbox.size:
             try:
                 sent = self._sock.send(frame)
             except BlockingIOError:
@@ -236,13 +243,50 @@ class Link(Generic[Incoming]):
                     self._inbox.append(message)
         return self._inbox.popleft()
 
+    async def each(self, take: Callable[[Incoming], bool]) -> None:
+        """Pass messages to `take`, which must not wait, as they come, until it returns True or the other side is gone.
+
+        What comes after it returned True is kept. For an end that makes no requests. Raises `ProtocolError`, and what `take`
+        raises.
+        """
+        if self._unread:
+            unread, self._unread = self._unread, b""
+            self._inbox.extend(self._decoder.feed(unread))
+        while self._inbox:
+            if take(self._inbox.popleft()):
+                return
+        if not self._ended:
+            await when_readable(self._fd, partial(self._pass_on, take))
+
+    def _pass_on(self, take: Callable[[Incoming], bool]) -> bool:
+        try:
+            data = self._sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._end()
+            return True
+        messages = iter(self._decoder.feed(data))
+        for message in messages:
+            if take(message):
+                self._inbox.extend(messages)
+                return True
+        return False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side is gone, and all it said was passed on."""
+        return self._ended and not self._inbox
+
     async def _receive(self) -> bytes:
         if self._unread:
             unread, self._unread = self._unread, b""
             return unread
         while not self._ended:
             try:
-                await trio.lowlevel.wait_readable(self._fd)
+                await self._readable()
                 if data := self._sock.recv(_RECEIVE_BYTES):
                     return data
             except BlockingIOError:
@@ -307,7 +351,7 @@ class Link(Generic[Incoming]):
         """Close this end; whoever waits on it is woken."""
         if self._sock.fileno() != -1:
             self._end()
-            trio.lowlevel.notify_closing(self._fd)
+            notify_closing(self._fd)
             self._sock.close()
 
 

@@ -1,5 +1,5 @@
 # Sourced by the other scripts: puts what they need into .venv, says so, and does nothing the second time.
-# What has to come from the system (venv for Python, openssl) is installed with apt-get by root; others are told.
+# What has to come from the system (venv for Python, openssl, haproxy) is installed with apt-get by root; others are told.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

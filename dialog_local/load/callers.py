@@ -9,7 +9,7 @@ import trio
 from websockets.frames import Opcode
 
 from dialog_local.carrier import media, twiml
-from dialog_local.load.wire import FRAME_BYTES, STAMP, CallFailed, Connection, Stream, Target, ask, connect, upgrade
+from dialog_local.load.wire import FRAME_BYTES, STAMP, CallFailed, Connection, Stream, Target, ask, connect, mark, upgrade
 
 FRAME_S = 0.02  # Twilio sends 50 frames a second
 SETUP_S = 15.0  # Twilio docs, webhooks connection overrides: the longest that a webhook may take
@@ -104,7 +104,7 @@ class LoadCall:
         self._target = target
         self._meter = meter
         self._pacer = pacer
-        self._away: set[float] = set()  # when the frames that have not come back were sent
+        self._away: dict[bytes, float] = {}  # when the frames that have not come back were sent, by their marks
         self._frames = 0
         self._quiet = False  # no more frames are sent
         self._home = trio.Event()  # and all have come back
@@ -184,7 +184,7 @@ class LoadCall:
             return False
         now = time.perf_counter()
         self._frames += 1
-        self._away.add(now)
+        self._away[mark(STAMP.pack(now))] = now
         self._meter.count_sent(now)
         try:
             self._connection.write(self.stream.media(now))
@@ -236,10 +236,9 @@ class LoadCall:
         """Account for the frames in a piece of audio that are ours."""
         now = time.perf_counter()
         for at in range(0, len(audio) - FRAME_BYTES + 1, FRAME_BYTES):
-            (sent_at,) = STAMP.unpack_from(audio, at)
-            if sent_at not in self._away:
+            sent_at = self._away.pop(mark(audio[at : at + STAMP.size]), None)
+            if sent_at is None:
                 continue
-            self._away.remove(sent_at)
             self._meter.count_echo(sent_at, now)
             if not self.answered:
                 self.answered = True

@@ -1,7 +1,7 @@
 """What a carrier must do. One `Leg` is one call's line: audio both ways, and what can be asked of the carrier about it."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Literal
@@ -66,12 +66,14 @@ class Leg(ABC):
 
     def __init__(self, emit: Callable[[Event], None]) -> None:
         self.emit = emit
-        self.counts: Counter[str] = Counter()  # frames, and whatever was odd, for the log at the call's end
+        self._now = trio.lowlevel.current_clock().current_time  # asked at every frame, where trio.current_time costs thrice
+        self.counts: defaultdict[str, int] = defaultdict(int)  # frames, and whatever was odd, for the log at the call's end
         self.open = False  # whether a stream takes audio
         self.introduced = False  # whether the worker was told of the line; a stream that follows another is the same one
         self._early: list[Message[bytes]] = []
         self._early_bytes = 0
         self._playout = Playout()
+        self._ahead_s = 0.0  # how much audio the carrier had when the last was posted
         self._socket: MediaSocket | None = None  # the open stream's
         self._opening = False  # a media socket is open, and its stream is not
         self._taken_over = False  # an open stream is another process's, and yet to be served here
@@ -113,7 +115,9 @@ class Leg(ABC):
         if not self.open and not self._playout.refuses(message.uuid):
             self._keep(message)
             return
-        mark = self._playout.post(message.uuid, message.data, done=message.done, now=trio.current_time())
+        now = self._now()
+        mark = self._playout.post(message.uuid, message.data, done=message.done, now=now)
+        self._ahead_s = self._playout.ends_at - now
         if mark is None:
             self.counts["late"] += 1
             return
@@ -196,11 +200,13 @@ class Leg(ABC):
 
     @property
     def has_room(self) -> bool:
-        """Whether `room` would return at once."""
-        return self._playout.buffered_s(trio.current_time()) <= AHEAD_S
+        """Whether more may be posted; if not, `room` is to be awaited first."""
+        return self._ahead_s <= AHEAD_S and (self._socket is None or self._socket.has_room)
 
     async def room(self) -> None:
         """Wait while the carrier has more than `AHEAD_S` of audio, or its socket takes no more: back-pressure."""
+        if self._socket is not None:
+            await self._socket.room()
         while (ahead := self._playout.buffered_s(trio.current_time()) - AHEAD_S) > 0:
             changed = self._changed
             with trio.move_on_after(ahead):

@@ -132,23 +132,23 @@ class Playout:
 
     def post(self, uuid: str, audio: bytes, *, done: bool, now: float) -> str | None:
         """Enter a piece of an utterance. Return the mark to send behind it ("" if none), or None to drop it."""
-        if self.refuses(uuid):
+        if uuid in self._aborted:
             return None
         utterance = self._utterances.get(uuid)
         if utterance is None:
             utterance = self._utterances[uuid] = Utterance(uuid, mark=uuid)
-        self._forget_played(utterance, now)
+        chunks = utterance.chunks
+        while chunks and chunks[0][0] <= now:
+            chunks.popleft()  # it was played
         if audio:
-            self.ends_at = max(now, self.ends_at) + len(audio) / BYTES_PER_MS / 1000
-            utterance.chunks.append((self.ends_at, audio))
+            begins_at = self.ends_at if self.ends_at > now else now
+            self.ends_at = begins_at + len(audio) / BYTES_PER_MS / 1000
+            chunks.append((self.ends_at, audio))
             utterance.total_bytes += len(audio)
-        utterance.done = utterance.done or done
-        return utterance.mark if done else ""
-
-    @staticmethod
-    def _forget_played(utterance: Utterance, now: float) -> None:
-        while utterance.chunks and utterance.chunks[0][0] <= now:
-            utterance.chunks.popleft()
+        if not done:
+            return ""
+        utterance.done = True
+        return utterance.mark
 
     def on_the_way(self) -> dict[str, int]:
         """Return each utterance that is still to be heard to its end, with its length in ms as far as it is known."""

@@ -15,9 +15,11 @@ from dialog_supervisor.sections import WorkersConfig
 
 _OOM_SCORE_ADDED = 500  # of 1000: far enough from the supervisor, whatever either's size
 _OOM_SCORE_MAX = 1000
+_FIGURE_BYTES = 32
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # prctl(2)
 _OWN = Path("/proc/self")
-_libc = ctypes.CDLL(None, use_errno=True)
+_OOM_SCORE = "/proc/self/oom_score_adj"
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 def data_bytes() -> int:
@@ -48,7 +50,7 @@ def why_not_forked(error: Exception) -> str:
 
 def become_subreaper() -> None:
     """Have the kernel give this process, from now on, what descends from it and loses its parent (prctl(2))."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def enter_group(procs: int) -> None:
@@ -65,7 +67,7 @@ def apply(limits: WorkersConfig) -> None:
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
     if not limits.core_dumps:
         _lower(resource.RLIMIT_CORE, 0)
-        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # a core_pattern that is a pipe heeds no RLIMIT_CORE, core(5)
+        _prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # a core_pattern that is a pipe heeds no RLIMIT_CORE, core(5)
 
 
 def _lower(kind: int, limit: int) -> None:
@@ -76,6 +78,13 @@ def _lower(kind: int, limit: int) -> None:
 
 
 def _volunteer_to_the_kernel() -> None:
-    """Have the kernel, when the machine is out of memory, end this process rather than the one that it descends from."""
-    file = _OWN / "oom_score_adj"
-    file.write_text(str(min(_OOM_SCORE_MAX, int(file.read_text()) + _OOM_SCORE_ADDED)))
+    """Have the kernel, when the machine is out of memory, end this process rather than the one that it descends from.
+
+    By bare system calls: pathlib and text files would make half a megabyte of shared memory each worker's own.
+    """
+    fd = os.open(_OOM_SCORE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        score = int(os.read(fd, _FIGURE_BYTES))
+        os.pwrite(fd, b"%d" % min(_OOM_SCORE_MAX, score + _OOM_SCORE_ADDED), 0)
+    finally:
+        os.close(fd)

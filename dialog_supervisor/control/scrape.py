@@ -1,6 +1,6 @@
-"""The figures over TCP, for a Prometheus on another machine: `/metrics` and `/healthz`, and nothing that could do harm."""
+"""The figures over TCP, for a Prometheus on another machine: `/metrics`, two probes, and nothing that could do harm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -21,11 +21,11 @@ log = structlog.get_logger("control")
 async def serve_figures(
     config: Config,
     render: Callable[[], str],
-    health: Callable[[], Response],
+    probes: Mapping[str, Callable[[], Response]],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled where `control.listen` says, if it does. Raises `ConfigError`.
+    """Serve until cancelled where `control.listen` says, if it does; `probes` by their paths. Raises `ConfigError`.
 
     It is the public listener's own HTTP, with its limits and deadlines, for this address may be public by mistake.
     """
@@ -38,15 +38,14 @@ async def serve_figures(
         host, port = listening.getsockname()[:2]
         log.info("metrics are served", listen=f"{host}:{port}")
         task_status.started()
-        await Listener(limits, partial(_answer, render, health)).serve(listening)
+        await Listener(limits, partial(_answer, render, probes)).serve(listening)
 
 
-async def _answer(render: Callable[[], str], health: Callable[[], Response], request: Request) -> Response:
+async def _answer(render: Callable[[], str], probes: Mapping[str, Callable[[], Response]], request: Request) -> Response:
     if request.method not in ("GET", "HEAD"):
         return Response(405, "GET only\n", headers={"allow": "GET, HEAD"})
-    match request.path:
-        case "/metrics":
-            return Response(200, render(), CONTENT_TYPE)
-        case "/healthz":
-            return health()
-    return Response(404, "there is /metrics and /healthz\n")
+    if request.path == "/metrics":
+        return Response(200, render(), CONTENT_TYPE)
+    if request.path in probes:
+        return probes[request.path]()
+    return Response(404, f"there is {', '.join(probes)} and /metrics\n")

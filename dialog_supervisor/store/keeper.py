@@ -268,4 +268,4 @@ def _record(call: Call, now: float) -> Record | None:
 
 def _sent(leg: Leg) -> tuple[int, bool]:
     """Return what differs when a caller is hearing something else than time alone would have it."""
-    return leg.counts["frames_out"], leg.open
+    return leg.counts.get("frames_out", 0), leg.open

@@ -85,7 +85,7 @@ class Figures:
 
 
 def _counts(call: Call) -> Counter[str]:
-    return call.leg.counts + Counter({_DROPPED: call.worker_leg.media_dropped})
+    return Counter(call.leg.counts) + Counter({_DROPPED: call.worker_leg.media_dropped})
 
 
 def _gauge(name: str, meaning: str, value: int) -> Metric:

@@ -18,6 +18,8 @@ KEEPALIVE_S = 120.0  # a conversation's pauses; the default of 5 s would shake h
 _MIN_SENTENCE = 8  # characters; "Dr. " and "1. " are no sentences
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]]*\s+|\n+|[。！？]")
 
+_spare: list[httpx2.AsyncClient] = []
+
 
 class Sentences:
     """Cuts a stream of text where sentences end, so that the voice can begin with the first. No I/O."""
@@ -88,15 +90,26 @@ def make_client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
 
     HTTP/2 would go on generating, and billing, after a cancelled stream: httpcore sends no RST_STREAM.
     """
-    http = openai.DefaultAsyncHttpxClient(
+    http = _spare.pop() if _spare else _make_http()
+    try:
+        client = AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
+    except openai.OpenAIError as error:
+        raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
+    client._platform = "Linux"  # else the SDK asks in a thread, which each worker would have for 10 s
+    return client
+
+
+def lay_in() -> None:
+    """Before a fork: have the client's HTTP ready for each worker, whose own half a megabyte it would else be."""
+    _spare[:] = [_make_http()]
+
+
+def _make_http() -> httpx2.AsyncClient:
+    return openai.DefaultAsyncHttpxClient(
         verify=tls_context(),
         timeout=httpx2.Timeout(FIRST_CHUNK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
         limits=httpx2.Limits(max_connections=16, max_keepalive_connections=4, keepalive_expiry=KEEPALIVE_S),
     )
-    try:
-        return AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
-    except openai.OpenAIError as error:
-        raise ValueError(f"{error}; put OPENAI_API_KEY into .env, or api_key= into the agent") from None
 
 
 async def next_text(stream: AsyncStream[ChatCompletionChunk], answer: Answer, patience_s: float) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import httpx2
 import msgspec
 import openai
 import trio
@@ -149,7 +150,7 @@ class OpenAIAgent(Agent):
     async def _warm_up(self) -> None:
         """Open a connection to the model, so that the first turn does not pay for the handshakes."""
         try:
-            await self.openai.models.list()
+            await self.openai.get("/models", cast_to=httpx2.Response)  # unread: the SDK would make a model of each
         except openai.APIConnectionError as error:
             log.warning("the model at %s cannot be reached: %s", self.openai.base_url, error.__cause__ or error)
         except openai.APIError as error:

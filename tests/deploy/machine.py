@@ -56,9 +56,9 @@ class Machine(Controlled):
         self.run("journalctl", "--sync")
         return self.run("journalctl", "--output=cat", "--no-pager", *matches)
 
-    def show(self, name: str) -> str:
+    def show(self, name: str, unit: str = "dialogd") -> str:
         """Return a property of the service."""
-        return self.run("systemctl", "show", "--value", f"--property={name}", "dialogd").strip()
+        return self.run("systemctl", "show", "--value", f"--property={name}", unit).strip()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so in the system; no event tells of it here."""

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
-from tests.deploy.machine import Machine, booted, free_port, write
+from tests.deploy.machine import BOOT, Machine, booted, free_port, write
 from tests.e2e.daemon import ACCOUNT_SID, AUTH_TOKEN, NOWHERE, PUBLIC_URL
 from tests.e2e.site import TAKEN_UP, goes_on
 from tests.e2e.test_recovery import COUNTER, TAKES_OVER
-from tests.e2e.twilio_client import PhoneCall, Twilio, verbs
+from tests.e2e.twilio_client import PhoneCall, Place, Twilio, verbs
 
 CALLS = 20
 
@@ -74,6 +74,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     files = {
         "etc/dialog/dialog.toml": CONFIG,
         "etc/dialog/twilio_auth_token": AUTH_TOKEN,
+        f"{units}/dialogd@.service": (BOOT.parent / "dialogd@.service").read_text(),
         "opt/dialog/agent/agent.py": AGENT,
         "opt/dialog/agent/counter.py": COUNTER,
         f"{units}/dialogd.socket.d/port.conf": f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n",
@@ -225,3 +226,27 @@ async def test_a_stop_waits_for_the_last_call_and_leaves_nothing(machine: Machin
     assert machine.processes() == []
     assert machine.kept_calls() == {}
     assert not (machine.root / "run/dialog").exists()
+
+
+async def test_several_run_from_one_unit_and_keep_their_calls_in_one_store(machine: Machine) -> None:
+    configured = CONFIG.replace("[gateway]", '[gateway]\nlisten = "127.0.0.1:{node}"')
+    (machine.root / "etc/dialog/dialog.toml").write_text(configured)
+    ports = [free_port(), free_port()]
+    units = [f"dialogd@{port}" for port in ports]
+    await machine.does("systemctl", "start", *units)
+    async with AsyncExitStack() as stack:
+        calls = []
+        for port in ports:
+            twilio = await stack.enter_async_context(Twilio(Place(PUBLIC_URL, port)))
+            calls.append(call := await stack.enter_async_context(twilio.streaming()))
+            await call.press("3")
+            assert f"/n/{port}/twilio/media/" in call.stream_url
+            assert f"{call.sid}  streaming" in await machine.does("dialogctl", f"@{port}", "calls")
+        await machine.until(lambda: machine.kept_calls() == {call.sid: b"3" for call in calls})
+        await machine.does("systemctl", "reload", "dialogd@*")
+        for unit in units:
+            await machine.until(lambda unit=unit: machine.show("StatusText", unit).endswith(".2"))  # type: ignore[misc]
+    assert f'"node": "{ports[0]}"' in machine.journal(f"DIALOG_SERVICE={units[0]}")
+    await machine.does("systemctl", "stop", "dialogd@*")
+    assert [machine.show("Result", unit) for unit in units] == ["success", "success"]
+    assert machine.kept_calls() == {}

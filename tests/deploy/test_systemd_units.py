@@ -62,8 +62,8 @@ def test_the_installed_dialogctl_uses_the_units_paths() -> None:
     wrapper = (UNITS / "dialogctl").read_text()
     dialogd, _, config = unit["ExecStart"].split()
     assert f"DIALOG_CONFIG={config}\n" in wrapper
-    assert f"RUNTIME_DIRECTORY=/run/{unit['RuntimeDirectory']} " in wrapper
-    assert "CREDENTIALS_DIRECTORY=/run/credentials/dialogd.service " in wrapper
+    assert f"RUNTIME_DIRECTORY=/run/{unit['RuntimeDirectory'].replace('%i', '$node')}\n" in wrapper
+    assert "CREDENTIALS_DIRECTORY=/run/credentials/dialogd${node:+@$node}.service " in wrapper
     assert f"exec {Path(dialogd).with_name('dialogctl')} " in wrapper
 
 
@@ -73,16 +73,23 @@ def test_every_directive_is_explained(name: str) -> None:
     assert [key for key, _ in directives(name) if f"`{key}=" not in page] == []
 
 
-def test_the_installed_dialogctl_finds_a_dialogd_that_has_its_token_as_a_credential(tmp_path: Path) -> None:
-    for name in ("run", "credentials"):
-        (tmp_path / name).mkdir(mode=0o700)
-    (tmp_path / "credentials" / "twilio_auth_token").write_text("the-carriers-secret\n")
+def test_several_dialogds_are_walled_in_as_one_is() -> None:
+    assert (UNITS / "dialogd@.service").samefile(UNITS / "dialogd.service")
+
+
+@pytest.mark.parametrize(("node", "unit"), [("", "dialogd"), ("2", "dialogd@2")])
+def test_the_installed_dialogctl_finds_a_dialogd_that_has_its_token_as_a_credential(
+    tmp_path: Path, node: str, unit: str
+) -> None:
+    run, credentials = tmp_path / f"run/dialog{node}", tmp_path / f"run/credentials/{unit}.service"
+    for directory in (run, credentials):
+        directory.mkdir(mode=0o700, parents=True)
+    (credentials / "twilio_auth_token").write_text("the-carriers-secret\n")
     write_agent(tmp_path / "agent", PROBE)
     (tmp_path / "dialog.toml").write_text(CONFIG)
     wrapper = tmp_path / "dialogctl"
     installed = {
-        "/run/credentials/dialogd.service": str(tmp_path / "credentials"),
-        "/run/dialog": str(tmp_path / "run"),
+        "=/run/": f"={tmp_path}/run/",
         "/etc/dialog": str(tmp_path),
         "/opt/dialog/venv/bin/dialogctl": str(DIALOGCTL),
     }
@@ -92,11 +99,15 @@ def test_the_installed_dialogctl_finds_a_dialogd_that_has_its_token_as_a_credent
         text = text.replace(place, here)
     wrapper.write_text(text)
     wrapper.chmod(0o755)
-    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials"), "RUNTIME_DIRECTORY": str(tmp_path / "run")}
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials), "RUNTIME_DIRECTORY": str(run), "DIALOG_NODE": node}
     with Dialogd(tmp_path / "dialog.toml", environ) as dialogd:
         dialogd.wait_for_log(event="ready")
         done = subprocess.run(
-            [wrapper, "status"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
+            [wrapper, *([f"@{node}"] if node else []), "status"],
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert "taking calls" in done.stdout
         dialogd.stop()

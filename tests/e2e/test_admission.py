@@ -38,6 +38,19 @@ async def test_one_call_too_many_is_given_the_fallback(dialogd: Dialogd) -> None
     await dialogd.ended(call.sid)
 
 
+async def test_a_load_balancer_is_told_that_there_is_no_room_though_dialogd_is_well(dialogd: Dialogd) -> None:
+    async def told(path: str) -> tuple[int, str]:
+        answer = await twilio.request("GET", twilio.public_url + path, headers={})
+        return answer.status_code, answer.text
+
+    async with Twilio(dialogd) as twilio:
+        async with twilio.streaming() as call:
+            assert await told("/readyz") == (503, "max_calls\n")
+            assert await told("/healthz") == (200, "ok\n")
+        await dialogd.ended(call.sid)
+        assert await told("/readyz") == (200, "ok\n")
+
+
 async def test_a_call_is_taken_again_when_another_has_ended(dialogd: Dialogd) -> None:
     async with Twilio(dialogd) as twilio:
         async with twilio.streaming() as first:

@@ -32,7 +32,9 @@ def api() -> Iterator[TwilioApi]:
 
 async def health(twilio: Twilio) -> tuple[int, str]:
     """Return what a load balancer is told."""
+    told = {(await twilio.request("GET", f"{PUBLIC_URL}/{path}", headers={})).status_code for path in ("healthz", "readyz")}
     answer = await twilio.request("GET", f"{PUBLIC_URL}/healthz", headers={})
+    assert told == {answer.status_code}
     return answer.status_code, answer.text
 
 

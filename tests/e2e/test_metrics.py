@@ -181,6 +181,7 @@ async def test_the_figures_are_served_over_tcp_where_the_configuration_says(dial
         assert Scrape(served.text).value("dialog_build_info") == 1
         assert (await client.head(f"{address}/metrics")).text == ""
         assert (await client.get(f"{address}/healthz")).text == "ok\n"
+        assert (await client.get(f"{address}/readyz")).text == "ok\n"
 
 
 @pytest.mark.parametrize("path", ["/", "/status", "/calls", "/drain", "/reload", "/twilio/voice"])

@@ -166,7 +166,7 @@ def test_a_frame_of_random_bytes_is_a_message_or_malformed(body: bytes) -> None:
 
 @given(events, st.data())
 def test_a_message_with_a_byte_changed_is_a_message_or_malformed(event: msgspec.Struct, data: st.DataObject) -> None:
-    body = encode(event)[4:]
+    body = bytearray(encode(event)[4:])
     index = data.draw(st.integers(0, len(body) - 1))
     body[index] = data.draw(st.integers(0, 255))
     with suppress(MalformedFrame):

@@ -43,7 +43,7 @@ def experienced() -> Recovery:
     made.told(MessageDispatched("u1", 800, 1200, interrupted=True))
     made.missed(Dtmf("5"))
     for number in range(20):
-        made.told(Media(20 * number, FRAME))
+        made.heard(Media(20 * number, FRAME))
     assert made.may_restart(10.0)
     return made
 

@@ -52,51 +52,53 @@ def changed(text: str, path: str, value: Any) -> str:
     return json.dumps(message)
 
 
+def decode(text: str) -> wire.Incoming:
+    return wire.decode(text.encode("utf-8", "surrogatepass"))
+
+
 # In
 
 
 def test_connected() -> None:
-    assert wire.decode(CONNECTED) == wire.Connected()
+    assert decode(CONNECTED) == wire.Connected()
 
 
 def test_start() -> None:
     details = wire.StartDetails(
         CALL, STREAM, ACCOUNT, ("inbound",), wire.MediaFormat(), {"FirstName": "Jane", "RemoteParty": "Bob"}
     )
-    assert wire.decode(START) == wire.Start(details, STREAM)
+    assert decode(START) == wire.Start(details, STREAM)
 
 
 def test_media() -> None:
-    message = wire.decode(MEDIA)
-    assert message == wire.Media(wire.MediaDetails("f39/fn8=", 52, 1, "inbound"), STREAM)
-    assert isinstance(message, wire.Media)
-    assert wire.audio(message) == b"\x7f\x7f\x7f\x7e\x7f"
+    message = decode(MEDIA)
+    assert message == wire.Media(wire.MediaDetails(b"\x7f\x7f\x7f\x7e\x7f", 52, 1, "inbound"), STREAM)
 
 
 def test_dtmf() -> None:
-    assert wire.decode(DTMF) == wire.Dtmf(wire.DtmfDetails("#"), STREAM)
+    assert decode(DTMF) == wire.Dtmf(wire.DtmfDetails("#"), STREAM)
 
 
 def test_mark() -> None:
-    assert wire.decode(MARK) == wire.Mark(wire.MarkDetails("my label"), STREAM)
+    assert decode(MARK) == wire.Mark(wire.MarkDetails("my label"), STREAM)
 
 
 def test_stop() -> None:
-    assert wire.decode(STOP) == wire.Stop(STREAM)
+    assert decode(STOP) == wire.Stop(STREAM)
 
 
 @pytest.mark.parametrize("number", [52, "52", 52.0])
 def test_numbers_come_as_strings_or_as_numbers(number: Any) -> None:
-    assert wire.decode(changed(MEDIA, "media.timestamp", number)) == wire.decode(MEDIA)
+    assert decode(changed(MEDIA, "media.timestamp", number)) == decode(MEDIA)
 
 
 def test_a_sample_rate_may_be_a_string() -> None:
-    assert wire.decode(changed(START, "start.mediaFormat.sampleRate", "8000")) == wire.decode(START)
+    assert decode(changed(START, "start.mediaFormat.sampleRate", "8000")) == decode(START)
 
 
 @pytest.mark.parametrize("text", [CONNECTED, START, MEDIA, DTMF, MARK, STOP])
 def test_what_twilio_may_add_is_ignored(text: str) -> None:
-    assert wire.decode(changed(text, "added", {"deep": [1, None]})) == wire.decode(text)
+    assert decode(changed(text, "added", {"deep": [1, None]})) == decode(text)
 
 
 MALFORMED = [
@@ -135,26 +137,24 @@ MALFORMED = [
 @pytest.mark.parametrize("text", MALFORMED)
 def test_everything_else_is_malformed(text: str) -> None:
     with pytest.raises(wire.Malformed):
-        wire.decode(text)
+        decode(text)
 
 
 @settings(deadline=None)
 @given(st.text() | st.sampled_from([START, MEDIA, DTMF, MARK]).flatmap(lambda text: st.integers(1).map(lambda n: text[:-n])))
 def test_any_other_text_is_malformed(text: str) -> None:
     with pytest.raises(wire.Malformed):
-        wire.decode(text)
+        decode(text)
 
 
 @pytest.mark.parametrize("payload", ["f38", "f38=x", "f3 8=", "f38é", "=", "f38=\n", "####"])
 def test_a_payload_that_is_not_base64_is_malformed(payload: str) -> None:
-    message = wire.decode(changed(MEDIA, "media.payload", payload))
-    assert isinstance(message, wire.Media)
-    with pytest.raises(wire.Malformed, match="not base64"):
-        wire.audio(message)
+    with pytest.raises(wire.Malformed, match="base64"):
+        decode(changed(MEDIA, "media.payload", payload))
 
 
 def test_the_greatest_timestamp_fits_the_pipe() -> None:
-    message = wire.decode(changed(MEDIA, "media.timestamp", str(2**53 - 1)))
+    message = decode(changed(MEDIA, "media.timestamp", str(2**53 - 1)))
     assert isinstance(message, wire.Media)
     assert encode(Media(message.media.timestamp, b""))
 
@@ -181,16 +181,16 @@ def test_a_clear_to_twilio_has_exactly_the_documented_fields() -> None:
 @given(st.text(), st.text())
 def test_any_name_of_a_mark_or_a_stream_comes_back_as_it_was(name: str, stream_sid: str) -> None:
     encoder = wire.Encoder(stream_sid)
-    assert wire.decode(encoder.mark(name).decode()) == wire.Mark(wire.MarkDetails(name), stream_sid)
+    assert wire.decode(encoder.mark(name)) == wire.Mark(wire.MarkDetails(name), stream_sid)
     assert json.loads(encoder.clear)["streamSid"] == stream_sid
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=1000))
 def test_any_audio_survives_base64(audio: bytes) -> None:
-    message = wire.decode(wire.Encoder('a "quoted" ü').media(audio).decode())
+    message = wire.decode(wire.Encoder('a "quoted" ü').media(audio))
     assert isinstance(message, wire.Media)
-    assert wire.audio(message) == audio
+    assert message.media.payload == audio
 
 
 # The URLs that a handshake may have been signed with

@@ -66,30 +66,31 @@ class Switchboard(Protocol):
 
 
 class TwilioGateway:
-    """Answers everything below `/twilio/`."""
+    """Answers everything below `/twilio/`, and what is asked of nodes below `/n/NAME/twilio/`."""
 
     def __init__(self, config: Config, switchboard: Switchboard, rest: TwilioRest) -> None:
         self._config = config
         self._switchboard = switchboard
         self._rest = rest
-        self._addresses = Addresses(config.gateway.public_url)
+        self._addresses = Addresses(config.gateway)
         self._validator = RequestValidator(config.twilio.auth_token)
 
     async def handle(self, request: Request) -> Response | Upgrade:
         """Answer a request."""
-        if request.path.startswith(MEDIA_PREFIX):
-            return self._media(request)
-        about = CALLBACK_PATHS.get(request.path)
-        if about is None and request.path not in (VOICE_PATH, AFTER_PATH):
+        path = self._addresses.here(request.path)
+        if path.startswith(MEDIA_PREFIX):
+            return self._media(request, path.removeprefix(MEDIA_PREFIX))
+        about = CALLBACK_PATHS.get(path)
+        if about is None and path not in (VOICE_PATH, AFTER_PATH):
             return Response(404, "there is nothing here\n")
         form = self._form(request)
         if isinstance(form, Response):
             return form
         if about is not None:
             return await self._callback(about, form)
-        if request.path == VOICE_PATH and not form.get("CallSid"):
+        if path == VOICE_PATH and not form.get("CallSid"):
             return Response(400, "CallSid is missing\n")
-        return self._twiml(await (self._voice(request, form) if request.path == VOICE_PATH else self._after(request, form)))
+        return self._twiml(await (self._voice(request, form) if path == VOICE_PATH else self._after(request, form)))
 
     def _form(self, request: Request) -> Form | Response:
         """Return what an authentic webhook says, or the answer to one that is not."""
@@ -226,14 +227,13 @@ class TwilioGateway:
 
     # The media socket
 
-    def _media(self, request: Request) -> Response | Upgrade:
+    def _media(self, request: Request, token: str) -> Response | Upgrade:
         if not request.wants_websocket:
             return Response(426, "this is for WebSockets\n", headers={"upgrade": "websocket", "connection": "upgrade"})
         signature = request.headers.get(SIGNATURE_HEADER)
         if not signature:
             return Response(400, "the X-Twilio-Signature header is missing\n")
-        token = request.path.removeprefix(MEDIA_PREFIX)
-        url = self._addresses.media(token)
+        url = self._addresses.socket_url(request.path)
         if not any(self._signed(candidate, signature) for candidate in signed_urls(url)):
             return self._forbidden(self._addresses.media("…"))
         call = self._switchboard.claim(token)

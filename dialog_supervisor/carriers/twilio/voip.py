@@ -68,7 +68,7 @@ class TwilioLeg(Leg):
         self._metadata = metadata
         self._rest = rest
         self._silence_s = config.calls.silence_timeout
-        sid, addresses = metadata.call_id, Addresses(config.gateway.public_url)
+        sid, addresses = metadata.call_id, Addresses(config.gateway)
         self._recordings = Recordings(sid, self, rest, config.recordings, addresses.callback("recording"))
         self._transcription = Transcription(sid, self, rest, addresses.callback("transcript"))
         self._encoder = wire.Encoder("")
@@ -101,15 +101,6 @@ class TwilioLeg(Leg):
     def _send_clear(self) -> None:
         if self._socket is not None:
             self._socket.send(self._encoder.clear)
-
-    @property
-    def has_room(self) -> bool:
-        return (self._socket is None or self._socket.has_room) and super().has_room
-
-    async def room(self) -> None:
-        if self._socket is not None:
-            await self._socket.room()
-        await super().room()
 
     # In
 
@@ -150,23 +141,36 @@ class TwilioLeg(Leg):
 
     async def _listen(self, socket: MediaSocket) -> None:
         """Pass on what comes, until Twilio stops the stream."""
-        while True:
-            message = await self._receive(socket)
-            if isinstance(message, wire.Media):
-                self._media(message)
-            elif isinstance(message, wire.Mark):
-                self.marked(message.mark.name)
-            elif isinstance(message, wire.Dtmf):
-                self.emit(Dtmf(message.dtmf.digit))
-            elif isinstance(message, wire.Stop):
-                return
-            elif message is not None:
-                self.counts["unexpected"] += 1  # a second `connected` or `start`
+        await socket.each(self._hear)
+
+    def _hear(self, data: bytes, text: bool) -> bool:
+        """Act on a message; return whether it is the last."""
+        message = self._read(data, text)
+        if isinstance(message, wire.Media):
+            self._media(message)
+        elif isinstance(message, wire.Mark):
+            self.marked(message.mark.name)
+        elif isinstance(message, wire.Dtmf):
+            self.emit(Dtmf(message.dtmf.digit))
+        elif isinstance(message, wire.Stop):
+            return True
+        elif message is not None:
+            self.counts["unexpected"] += 1  # a second `connected` or `start`
+        return False
 
     async def _start(self, socket: MediaSocket) -> wire.Start:
-        while not isinstance(message := await self._receive(socket), wire.Start):
-            if message is not None and not isinstance(message, wire.Connected):
+        starts: list[wire.Start] = []
+
+        def take(data: bytes, text: bool) -> bool:
+            message = self._read(data, text)
+            if isinstance(message, wire.Start):
+                starts.append(message)
+            elif message is not None and not isinstance(message, wire.Connected):
                 self.counts["before_start"] += 1
+            return bool(starts)
+
+        await socket.each(take)
+        (message,) = starts
         start = message.start
         if start.call_sid != self._metadata.call_id:
             raise _NotOurs("the stream is another call's")
@@ -207,13 +211,12 @@ class TwilioLeg(Leg):
             )
             self.emit(StreamingStarted(self._stream_sid, _ENCODING, 8000))
 
-    async def _receive(self, socket: MediaSocket) -> wire.Incoming | None:
-        """Return the next message, or None for one that was counted and dropped."""
-        text = await socket.receive()
-        self._heard_at = trio.current_time()
-        if isinstance(text, str):
+    def _read(self, data: bytes, text: bool) -> wire.Incoming | None:
+        """Return the message, or None for one that was counted and dropped."""
+        self._heard_at = self._now()
+        if text:
             try:
-                return wire.decode(text)
+                return wire.decode(data)
             except wire.Malformed as error:
                 log.debug("message dropped", reason=str(error))
         self._unreadable()
@@ -221,18 +224,13 @@ class TwilioLeg(Leg):
 
     def _media(self, message: wire.Media) -> None:
         """Pass a frame on, in the order of arrival: TCP keeps it, and Twilio's numbers add nothing."""
-        of_this_stream = message.stream_sid in ("", self._stream_sid)
-        if not of_this_stream or not message.media.track.startswith("inbound"):
+        media = message.media
+        if message.stream_sid not in ("", self._stream_sid) or not media.track.startswith("inbound"):
             self.counts["foreign"] += 1
             return
-        try:
-            audio = wire.audio(message)
-        except wire.Malformed:
-            self._unreadable()
-            return
         self.counts["frames_in"] += 1
-        if audio:
-            self.emit(Media(message.media.timestamp, audio))
+        if media.payload:
+            self.emit(Media(media.timestamp, media.payload))
 
     def _unreadable(self) -> None:
         self.counts["unreadable"] += 1

@@ -6,14 +6,10 @@ when more than 15 % of the words of any pair are wrong, either way.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dialog_local.call.report import words
+from scripts.benches.stage import BIN, BenchFailed, free_port, process, wait_ready
 
 LIMIT = 0.15  # of the words
-READY_S = 60.0
-BIN = Path(sys.executable).parent
 EARS = {"deepgram": "DeepgramSTT()", "openai": "OpenAISTT()"}
 VOICES = {"cartesia": 'CartesiaTTS(voice="joe")', "elevenlabs": 'ElevenLabsTTS("joe")'}
 
@@ -75,35 +70,6 @@ def create(voip: VoIP) -> Agent:
 '''
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def process(log: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server for the length of the block, with its output in a file."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as started:
-        try:
-            yield started
-        finally:
-            started.terminate()
-
-
-def wait_ready(url: str) -> None:
-    """Wait until a server is ready. Raises `TimeoutError`."""
-    give_up_at = time.monotonic() + READY_S
-    while time.monotonic() < give_up_at:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise TimeoutError(f"{url} is not ready after {READY_S:g} s")
-
-
 def word_error_rate(said: str, understood: str) -> float:
     """Return the edits from one text to the other, in words, for each word that was said."""
     expected, found = words(said), words(understood)
@@ -146,15 +112,16 @@ ELEVENLABS_URL = "ws://{speech}"
 socket = "{directory}/control.sock"
 """
     )
-    with process(directory / "dialogd.log", str(BIN / "dialogd"), "-c", str(config)):
-        wait_ready(f"http://127.0.0.1:{listen}/healthz")
+    log = directory / "dialogd.log"
+    with process(log, str(BIN / "dialogd"), "-c", str(config)) as dialogd:
+        wait_ready(f"http://127.0.0.1:{listen}/healthz", dialogd, log)
         script = directory / "script.txt"
         script.write_text("\n".join(SENTENCES))
         command = [str(BIN / "dialogctl"), "-c", str(config), "call", "--json", "--check", "--script", str(script)]
         environ = os.environ | {"DIALOG_LOCAL_URL": f"http://{speech}"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     if not done.stdout:
-        sys.exit(f"bench: the call with {ears} and {voice} failed:\n{done.stderr}{(directory / 'dialogd.log').read_text()}")
+        raise BenchFailed(f"the call with {ears} and {voice} failed:\n{done.stderr}{log.read_text()}")
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
 
@@ -186,8 +153,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="dialog-bench-") as temporary:
         directory = Path(temporary)
-        with process(directory / "speech.log", sys.executable, "-m", "dialog_local", "--listen", speech):
-            wait_ready(f"http://{speech}/healthz")
+        log = directory / "speech.log"
+        with process(log, sys.executable, "-m", "dialog_local", "--listen", speech) as server:
+            wait_ready(f"http://{speech}/healthz", server, log)
             for ears in EARS:
                 for voice in VOICES:
                     print(f"a call of {len(SENTENCES)} sentences: {ears} hears, {voice} speaks …", file=sys.stderr)
@@ -200,4 +168,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BenchFailed as error:
+        sys.exit(f"bench: {error}")
