@@ -1,8 +1,11 @@
 """The public connections: whom the listener lets in, each in a task of its own, and how they pass to another process."""
 
 import errno
+import math
+import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,15 +13,19 @@ from functools import partial
 import structlog
 import trio
 
+from dialog_supervisor import descriptors
 from dialog_supervisor.http import Conversation, Handler, Refused, Request, Response, Upgrade
 from dialog_supervisor.sections import GatewayConfig
 from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.telemetry.metrics import Closed
 from dialog_supervisor.transports import ReadinessTransport, StreamTransport
 from dialog_supervisor.websocket import MediaSocket, MediaSocketState
 
 _TLS_HANDSHAKE_S = 10.0
 _ACCEPT_PAUSE_S = 0.1  # when the process is out of descriptors
+_TOLD_EVERY_S = 10.0  # that connections are not let in: there may be thousands
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_FULL = os.strerror(errno.EMFILE)
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 log = structlog.get_logger("http")
@@ -36,6 +43,8 @@ class Listener:
         self._accepting = trio.Event()
         self._accepting.set()
         self._nursery: trio.Nursery | None = None
+        self._untold: Counter[Closed] = Counter()
+        self._told_at: dict[Closed, float] = {}
         self.fd = -1  # of the listening socket
 
     @contextmanager
@@ -72,13 +81,17 @@ class Listener:
                 except OSError as error:
                     if error.errno not in _OUT_OF_DESCRIPTORS:
                         raise
-                    log.error("cannot accept a connection", reason=error.strerror, remedy="raise LimitNOFILE")
+                    self._out_of_descriptors()
                     await trio.sleep(_ACCEPT_PAUSE_S)
                     continue
                 accepted.setblocking(False)
-                if self.connections < self._config.max_connections:
+                if descriptors.scarce(accepted.fileno()):
+                    self._out_of_descriptors()
+                    self._turn_away(accepted)
+                elif self.connections < self._config.max_connections:
                     self._begin(accepted, self._connection)
                 else:
+                    self._too_many()
                     self._turn_away(accepted)
 
     def take_over(self, connections: Iterable[int]) -> None:
@@ -96,13 +109,31 @@ class Listener:
         self._nursery.start_soon(self._guard, connection, serve)
 
     def _turn_away(self, accepted: socket.socket) -> None:
-        log.warning("too many connections", limit=self._config.max_connections, key="gateway.max_connections")
         with accepted:
             if self._tls is None:
                 try:
                     accepted.send(_TOO_MANY)
                 except OSError as error:
                     log.debug("connection lost", reason=error.strerror)
+
+    def _too_many(self) -> None:
+        if count := self._kept_out("max_connections"):
+            limit = self._config.max_connections
+            log.warning("too many connections", count=count, limit=limit, key="gateway.max_connections")
+
+    def _out_of_descriptors(self) -> None:
+        if count := self._kept_out("descriptors"):
+            log.error("cannot accept a connection", count=count, reason=_FULL, remedy="raise LimitNOFILE")
+
+    def _kept_out(self, why: Closed) -> int:
+        """Count a connection that is not let in. Return how many there were since the last time, when it is time to tell."""
+        metrics.CONNECTIONS_REFUSED.labels(why).inc()
+        self._untold[why] += 1
+        now = trio.current_time()
+        if now < self._told_at.get(why, -math.inf) + _TOLD_EVERY_S:
+            return 0
+        self._told_at[why] = now
+        return self._untold.pop(why)
 
     async def _guard(self, connection: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Serve one connection to its end; whatever its client does wrong concerns nobody else."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import trio
 
+from dialog_supervisor.threads import in_thread
+
 _PRIVATE = 0o600  # they hold what callers said
 _PRIVATE_DIRECTORY = 0o700
 
@@ -22,7 +24,7 @@ async def keep(content: AbstractAsyncContextManager[AsyncIterator[bytes]], path:
     """
     partial = path.with_name(path.name + ".part")
     try:
-        await trio.to_thread.run_sync(_prepare, path.parent)
+        await in_thread(lambda: _prepare(path.parent))
         async with content as chunks, await trio.open_file(partial, "wb", opener=_private) as file:
             size = 0
             async for chunk in chunks:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dialog_supervisor.probe import probe
 from dialog_supervisor.snapshot import GenerationFailed, PrivateDirectory, private_directory, take
 from dialog_supervisor.store.sqlite import files_of
 from dialog_supervisor.telemetry import metrics
+from dialog_supervisor.threads import in_thread
 
 log = structlog.get_logger("generations")
 
@@ -317,7 +319,10 @@ class Generations:
         config = self._config
         directory = self._directory.path
         unwanted = (*no_code(config), directory)
-        snapshot = await trio.to_thread.run_sync(take, config.agent_path, directory, self._loads, unwanted)
+        try:
+            snapshot = await in_thread(partial(take, config.agent_path, directory, self._loads, unwanted))
+        except OSError as error:
+            raise GenerationFailed(f"the agent's code cannot be copied: {error.strerror or error}") from error
         self._candidate = Generation(config, snapshot, self._on_count)
         self._known.append(self._candidate)
         return await self._start(self._candidate)
@@ -352,6 +357,6 @@ class Generations:
         self._known = [generation for generation in self._known if generation not in ended]
         for generation in ended:
             try:
-                await trio.to_thread.run_sync(generation.snapshot.remove)
+                await in_thread(generation.snapshot.remove)
             except OSError as error:
                 log.warning("a snapshot cannot be removed", directory=str(generation.snapshot.directory), reason=str(error))

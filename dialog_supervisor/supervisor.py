@@ -13,6 +13,7 @@ import httpx
 import structlog
 import trio
 
+from dialog_supervisor import descriptors
 from dialog_supervisor.autoreload import Watch
 from dialog_supervisor.call import Call
 from dialog_supervisor.carriers.twilio.addresses import PREFIX as TWILIO_PREFIX
@@ -74,6 +75,7 @@ class Supervisor(Controlled):
     async def run(self) -> None:
         """Serve until told to stop. Raises `ConfigError` or `GenerationFailed` when it cannot start."""
         check_sandbox(self._config)
+        descriptors.permit(self._config)
         context, listening = tls(self._config), self._listen()
         async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
             await nursery.start(Readers().run)

@@ -179,7 +179,7 @@ class Template:
                 check_forkable({self._control.fileno(), link.fileno()})
                 pid = os.fork()
             except (OSError, Unforkable) as error:
-                self._control.send(_encode(ForkFailed(request.call_id, str(error))))
+                self._control.send(_encode(ForkFailed(request.call_id, limits.why_not_forked(error))))
                 return True
             if pid == 0:
                 self._become_worker(link, request.call_id, fds[1:])

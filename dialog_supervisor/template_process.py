@@ -147,7 +147,10 @@ class TemplateProcess:
             report, fds = await _receive(self._control)
             self._heard_at = trio.current_time()
             match report:
-                case Forked(call_id=call_id, pid=pid) if pending := self._forking.pop(call_id, None):
+                case Forked(call_id=call_id) if not fds and (pending := self._forking.pop(call_id, None)):
+                    pending.failure = "there is no descriptor left for it; raise LimitNOFILE"  # its link's end ends it
+                    pending.done.set()
+                case Forked(call_id=call_id, pid=pid) if fds and (pending := self._forking.pop(call_id, None)):
                     pending.worker.forked(pid, fds.pop())
                     self._workers[pid] = pending.worker
                     pending.done.set()

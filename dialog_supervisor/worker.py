@@ -213,8 +213,9 @@ class Worker:
         """Whether the process exists, and has not ended."""
         if self._pidfd == -1:
             return False
-        ready, _, _ = select.select([self._pidfd], [], [], 0)
-        return not ready
+        look = select.poll()  # select() itself fails for descriptors from 1024 on
+        look.register(self._pidfd, select.POLLIN)
+        return not look.poll(0)
 
     def _why_no_stack(self) -> str:
         with suppress(OSError):

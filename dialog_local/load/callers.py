@@ -15,6 +15,7 @@ FRAME_S = 0.02  # Twilio sends 50 frames a second
 SETUP_S = 15.0  # Twilio docs, webhooks connection overrides: the longest that a webhook may take
 FIRST_ECHO_S = 5.0  # from `start`; an agent that echoes answers within milliseconds
 CLOSE_S = 5.0  # from `stop` to the end of the connection
+STRAGGLERS_S = 1.0  # for frames that are under way when no more are sent
 _decoder: msgspec.json.Decoder[media.Request] = msgspec.json.Decoder(media.Request)
 
 
@@ -97,16 +98,19 @@ class LoadCall:
         self.settled = trio.Event()  # audio has come back, or none ever will
         self.answered = False
         self.error = ""
+        self.sid = "CA" + os.urandom(16).hex()
+        self.verb: twiml.Connect | None = None  # what the webhook was answered with
+        self.stream: Stream | None = None  # once it has begun
         self._target = target
         self._meter = meter
         self._pacer = pacer
-        self._call_sid = "CA" + os.urandom(16).hex()
         self._away: dict[bytes, float] = {}  # when the frames that have not come back were sent, by their marks
         self._frames = 0
+        self._quiet = False  # no more frames are sent
+        self._home = trio.Event()  # and all have come back
         self._leaving = False
         self._patience = trio.CancelScope()
         self._started_at = 0.0
-        self._stream: Stream | None = None
         self._connection: Connection | None = None
 
     async def run(self, arrives_at: float) -> None:
@@ -119,7 +123,7 @@ class LoadCall:
             with connection:
                 with trio.fail_after(SETUP_S):
                     rest = await upgrade(connection, url, self._target.token)
-                await self._talk(connection, Stream(self._target.account_sid, self._call_sid, parameters), rest)
+                await self._talk(connection, Stream(self._target.account_sid, self.sid, parameters), rest)
         except trio.TooSlowError:
             self.error = f"it was not connected within {SETUP_S:g} s"
         except CallFailed as error:
@@ -134,7 +138,7 @@ class LoadCall:
     async def _dial(self) -> tuple[str, dict[str, str]]:
         """Ask the webhook, and return the media socket's URL and parameters."""
         numbers = {"From": "+15550001111", "To": "+15550002222", "Caller": "+15550001111", "Called": "+15550002222"}
-        params = {"CallSid": self._call_sid, "AccountSid": self._target.account_sid, **numbers}
+        params = {"CallSid": self.sid, "AccountSid": self._target.account_sid, **numbers}
         params |= {"CallStatus": "ringing", "Direction": "inbound", "ApiVersion": "2010-04-01"}
         asked_at = time.perf_counter()
         document = await ask(self._target, params)
@@ -145,13 +149,14 @@ class LoadCall:
             raise CallFailed(str(error)) from error
         if not verbs or not isinstance(verbs[0], twiml.Connect):
             raise CallFailed(f"the webhook's answer does not begin with <Connect><Stream>: {document[:200]}")
-        return verbs[0].url, verbs[0].parameters
+        self.verb = verbs[0]
+        return self.verb.url, self.verb.parameters
 
     async def _talk(self, connection: Connection, stream: Stream, data: bytes) -> None:
         connection.write(stream.connected())
         self._started_at = time.perf_counter()
         connection.write(stream.start())
-        self._stream, self._connection = stream, connection
+        self.stream, self._connection = stream, connection
         self._patience.deadline = trio.current_time() + FIRST_ECHO_S
         if self.send_frame():
             self._pacer.add(self)
@@ -175,26 +180,34 @@ class LoadCall:
 
     def send_frame(self) -> bool:
         """Send a frame. Return False when the call sends no more."""
-        if self._stream is None or self._connection is None or self._leaving:
+        if self.stream is None or self._connection is None or self._quiet or self._leaving:
             return False
         now = time.perf_counter()
         self._frames += 1
         self._away[mark(STAMP.pack(now))] = now
         self._meter.count_sent(now)
         try:
-            self._connection.write(self._stream.media(now))
+            self._connection.write(self.stream.media(now))
         except OSError:
             return False  # the reader finds the end of the connection, and says so
         return True
 
+    async def finish(self) -> None:
+        """Send no more frames, give those under way the time to come back, and `stop`."""
+        self._quiet = True
+        if self._away:
+            with trio.move_on_after(STRAGGLERS_S):
+                await self._home.wait()
+        self.stop()
+
     def stop(self) -> None:
         """Say `stop` and close; `run` returns when the server has closed too."""
-        if self._stream is None or self._connection is None:
+        if self.stream is None or self._connection is None:
             return
         self._leaving = True
         self._patience.deadline = trio.current_time() + CLOSE_S
         try:
-            self._connection.write(self._stream.stop())
+            self._connection.write(self.stream.stop())
         except OSError as error:
             self.error = f"the connection was lost at `stop`: {error}"
 
@@ -232,3 +245,5 @@ class LoadCall:
                 self._patience.deadline = float("inf")
                 self._meter.first_echoes.append(now - self._started_at)
                 self.settled.set()
+        if self._quiet and not self._away:
+            self._home.set()

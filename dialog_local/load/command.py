@@ -17,14 +17,13 @@ import trio
 from cyclopts import App, Parameter
 from msgspec import Struct
 
-from dialog_local.load.callers import LoadCall, Meter, Pacer
+from dialog_local.load.callers import STRAGGLERS_S, LoadCall, Meter, Pacer
 from dialog_local.load.server import ControlSocket, NotFound, memory, tree, usage
 from dialog_local.load.wire import CallFailed, Target
 from dialog_local.outcome import complain, first_of
 from dialog_supervisor.config import Config, ConfigError, load, split_address
 
 SETTLE_S = 1.0  # from the last call's first echo until measuring begins, for a steady state
-STRAGGLERS_S = 1.0  # for frames that are under way when measuring ends
 REASONS = 3  # that are shown when calls fail
 VOICE_PATH = "/twilio/voice"
 _ACCOUNT = "AC" + "0" * 32

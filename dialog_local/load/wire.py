@@ -189,7 +189,7 @@ async def connect(address: tuple[str, int]) -> Connection:
 
 
 async def ask(target: Target, params: Mapping[str, str]) -> str:
-    """Send a signed webhook and return the answer's body. Raises `CallFailed` or `OSError`."""
+    """Send a signed webhook, or a report, and return the answer's body. Raises `CallFailed` or `OSError`."""
     body = urlencode(params).encode()
     parts = urlsplit(target.url)
     headers = {
@@ -207,7 +207,7 @@ async def ask(target: Target, params: Mapping[str, str]) -> str:
             status, answer = await _answer(http, connection)
         except h11.RemoteProtocolError as error:
             raise CallFailed(f"the webhook's answer is not HTTP: {error}") from error
-    if status != 200:
+    if status not in (200, 204):
         raise CallFailed(f"the webhook {target.url} was answered with HTTP {status}: {answer[:120].strip()}")
     return answer
 

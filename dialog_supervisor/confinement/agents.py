@@ -11,6 +11,7 @@ from dialog_supervisor.confinement import sandbox
 from dialog_supervisor.confinement.sandbox import Confinement, scratch_prefix
 from dialog_supervisor.snapshot import Snapshot
 from dialog_supervisor.store.sqlite import files_of
+from dialog_supervisor.threads import in_thread
 
 _SCRATCH = "scratch"  # beside the snapshots: the workers' directories for temporary files
 _HIDDEN_DIRECTORIES = ("CREDENTIALS_DIRECTORY", "STATE_DIRECTORY")  # environment variables, systemd.exec(5)
@@ -49,7 +50,11 @@ async def remove_scratch(config: Config, snapshot: Snapshot, pid: int) -> None:
     if config.workers.sandbox:
         with trio.CancelScope(shield=True):
             for directory in _scratch(snapshot).glob(f"{scratch_prefix(pid)}*"):
-                await trio.to_thread.run_sync(partial(shutil.rmtree, directory, ignore_errors=True))
+                remove = partial(shutil.rmtree, directory, ignore_errors=True)
+                try:
+                    await in_thread(remove)
+                except OSError:  # no thread: a call's temporary files do not wait for one
+                    remove()
 
 
 def _scratch(snapshot: Snapshot) -> Path:

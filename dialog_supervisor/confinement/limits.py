@@ -4,6 +4,7 @@ It needs no more than the template does: the standard library and msgspec.
 """
 
 import ctypes
+import errno
 import math
 import os
 import resource
@@ -33,6 +34,18 @@ def too_large_for(limits: WorkersConfig) -> str:
         return ""
     mb, permitted_mb = math.ceil(taken / 1e6), limits.memory // 1_000_000
     return f"importing the agent takes {mb} MB of memory, and workers.memory permits {permitted_mb}; raise it"
+
+
+def why_not_forked(error: Exception) -> str:
+    """Return why there is no worker, in an operator's terms."""
+    if not isinstance(error, OSError):
+        return str(error)
+    remedy = {
+        errno.EAGAIN: "; raise TasksMax, or whatever else limits processes and threads",
+        errno.ENOMEM: "; the machine, or dialogd's control group, has no memory for it",
+        errno.EMFILE: "; raise LimitNOFILE",
+    }.get(error.errno or 0, "")
+    return f"it cannot be forked: {error.strerror}{remedy}"
 
 
 def become_subreaper() -> None:

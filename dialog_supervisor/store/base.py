@@ -23,6 +23,7 @@ class Fault(StrEnum):
     REPLACED = "the file was deleted or replaced, and is written anew"
     NEWER = "the file is of a newer dialogd"
     NO_PLACE = "the file cannot be opened"
+    NO_THREAD = "the system permits dialogd no other thread"
     SLOW = "the file system does not answer in time"
     FAILED = "the file cannot be read or written"
 
@@ -35,6 +36,7 @@ REMEDIES = {
     Fault.REPLACED: "leave the file alone while dialogd runs",
     Fault.NEWER: "choose another file by store.path, or install the newer version again",
     Fault.NO_PLACE: "choose by store.path a file in a directory of dialogd's user",
+    Fault.NO_THREAD: "raise TasksMax, or whatever else limits processes and threads",
     Fault.SLOW: "check the disk, or choose another by store.path",
     Fault.FAILED: "check the disk, or choose another by store.path",
 }

@@ -31,6 +31,7 @@ _RETRY_S, _MAX_RETRY_S = 0.5, 15.0  # after a failure, doubled each time
 _TIDY_INTERVAL_S = 60.0
 _START_TIMEOUT_S = 5.0  # a disk that does not answer keeps nobody from taking calls
 _FORGET_TIMEOUT_S = 1.0
+_STALLED_S = 2.0  # without an answer; a machine that is only busy takes a second, and what waits is written then
 _CLOSE_TIMEOUT_S = 2.0
 _GONE_KEPT = 10_000  # ended calls not yet deleted, beyond which everything is written anew
 
@@ -76,6 +77,7 @@ class Keeper:
         self._look_at = 0.0
         self._faults: set[Fault] = set()  # since it last went well
         self._lost = 0
+        self._writing_since = math.inf
         self._taking: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
     @property
@@ -137,6 +139,7 @@ class Keeper:
         """Write what there is; a file that was begun anew is written again at once, with everything."""
         for mendable in (_MENDED, frozenset[Fault]()):
             changes = self._collect()
+            self._writing_since = trio.current_time()
             try:
                 await store.write(changes)
             except StoreFailed as error:
@@ -147,6 +150,8 @@ class Keeper:
                     return False
             else:
                 break
+            finally:
+                self._writing_since = math.inf
         if self._faults:
             log.info("the store is written again", lost=self._lost)
             self._faults.clear()
@@ -229,7 +234,8 @@ class Keeper:
             self._tell(error)
             return Missing.UNREADABLE
         except trio.TooSlowError:
-            self._tell(StoreFailed(Fault.SLOW, f"no answer within {timeout_s:g} s"))
+            if max(timeout_s, trio.current_time() - self._writing_since) >= _STALLED_S:
+                self._tell(StoreFailed(Fault.SLOW, f"no answer within {timeout_s:g} s"))
             return Missing.UNREADABLE
         if isinstance(found, Elsewhere):
             return Missing.ELSEWHERE

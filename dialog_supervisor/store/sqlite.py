@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ import trio
 from dialog_supervisor.store.base import Changes, Elsewhere, Fault, StoreFailed
 from dialog_supervisor.store.lease import Lease, LeaseState
 from dialog_supervisor.store.records import Line, Record, outlived, resumed
+from dialog_supervisor.threads import in_thread
 
 SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 1.0  # another dialogd's transaction takes milliseconds
@@ -106,7 +108,10 @@ class SqliteStore:
     # In a thread
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        return await trio.to_thread.run_sync(self._work, work, abandon_on_cancel=True, limiter=self._threads)
+        try:
+            return await in_thread(partial(self._work, work), abandon_on_cancel=True, limiter=self._threads)
+        except OSError as error:  # the file's are told by `_work`
+            raise StoreFailed(Fault.NO_THREAD, str(error.strerror)) from error
 
     def _work(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         with self._lock:

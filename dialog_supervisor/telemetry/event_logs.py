@@ -19,6 +19,7 @@ import trio
 from dialog_supervisor.sections import EventsConfig
 from dialog_supervisor.telemetry import metrics
 from dialog_supervisor.telemetry.call_log import CallLog
+from dialog_supervisor.threads import in_thread
 from protocol.record import RECORD_VERSION, SUFFIX, Header
 
 _WRITE_S = 1.0  # between two writes, while no call ends
@@ -82,7 +83,11 @@ class EventLogs:
         self._open = [one for one in self._open if not one.closed]
         waiting = [(one, lines, entries) for one, lines, entries in taken if lines]
         if waiting:
-            await trio.to_thread.run_sync(self._append_all, waiting, abandon_on_cancel=True)
+            try:
+                await in_thread(partial(self._append_all, waiting), abandon_on_cancel=True)
+            except OSError as error:
+                metrics.EVENTS_LOST.inc(sum(entries for _, _, entries in waiting))
+                self._complain(error)
 
     def _append_all(self, waiting: Sequence[tuple[CallLog, bytes, int]]) -> None:
         """In a thread: append to each file. One that cannot be written is no reason to leave out the others."""
@@ -124,7 +129,10 @@ class EventLogs:
 
     async def _prune(self) -> None:
         while True:
-            await trio.to_thread.run_sync(self.remove_old, abandon_on_cancel=True)
+            try:
+                await in_thread(self.remove_old, abandon_on_cancel=True)
+            except OSError as error:
+                self._complain(error)
             await trio.sleep(_PRUNE_S)
 
     def remove_old(self) -> None:

@@ -58,6 +58,7 @@ class Figures:
         yield _gauges("dialog_generations", "Versions of the agent's code, by state.", "state", generations)
         yield _gauge("dialog_workers", "Worker processes alive.", status["workers"])
         yield _gauge("dialog_connections", "Connections to the public listener.", status["connections"])
+        yield _gauge("dialog_tasks", "Tasks of dialogd's event loop.", status["tasks"])
         yield _gauge("dialog_accepting", "1 while calls are taken.", int(status["accepting"]))
         yield _gauge("dialog_store_ok", "1 while calls can be kept for another dialogd.", int(status["store"]["ok"]))
         yield _gauge("dialog_max_calls", "Calls that there may be at a time (calls.max_calls).", status["max_calls"])

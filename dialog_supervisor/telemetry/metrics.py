@@ -17,6 +17,7 @@ from protocol.messages import Turn
 
 Party = Literal["caller", "agent", "operator", "dialogd"]
 Cause = Literal["exit", "signal", "memory", "cpu", "processes", "hang", "protocol", "unread"]
+Closed = Literal["max_connections", "descriptors"]
 SwapResult = Literal["done", "failed"]
 TrialVerdict = Literal["promoted", "rolled_back"]
 
@@ -87,6 +88,12 @@ WEBHOOK_SECONDS = Histogram(
 REQUESTS_REFUSED = Counter(
     "dialog_requests_refused", "Requests that were not well-formed, too large or too slow.", ["status"], registry=REGISTRY
 )
+CONNECTIONS_REFUSED = Counter(
+    "dialog_connections_refused",
+    "Connections that were not let in, by what there were too many or too few of.",
+    ["reason"],
+    registry=REGISTRY,
+)
 MEDIA_LOST = Counter("dialog_media_sockets_lost", "Media sockets that broke during a call.", registry=REGISTRY)
 MEDIA_RESUMED = Counter(
     "dialog_media_sockets_resumed", "Calls that went on with another media socket after that.", registry=REGISTRY
@@ -109,6 +116,8 @@ def _begin_at_zero() -> None:
     for by in get_args(Party):
         for fallback in ("no", "yes"):
             CALLS_ENDED.labels(by, fallback)
+    for reason in get_args(Closed):
+        CONNECTIONS_REFUSED.labels(reason)
     for cause in get_args(Cause):
         WORKER_RESTARTS.labels(cause)
     for outcome in get_args(Turn.__annotations__["outcome"]):

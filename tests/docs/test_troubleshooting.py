@@ -353,7 +353,7 @@ async def test_too_many_connections(start_dialogd: StartDialogd) -> None:
 # What would take too long, or the machine's last descriptor, to see: it is in the source, with these fields
 SOURCE = {
     "worker hangs and is killed": ("worker.py", ("pid", "silent_s")),
-    "cannot accept a connection": ("connections.py", ("reason", 'remedy="raise LimitNOFILE"')),
+    "cannot accept a connection": ("connections.py", ("count", "reason", 'remedy="raise LimitNOFILE"')),
     "a call cannot be taken": ("switchboard.py", ("call", "reason", 'remedy="raise LimitNOFILE"')),
 }
 

@@ -304,6 +304,33 @@ async def test_why_a_call_is_not_taken_up(desk: Desk, autojump_clock: MockClock)
     assert await desk.keeper.take("CA1", 1.0) is Missing.UNREADABLE
 
 
+async def test_a_store_that_is_only_busy_is_no_fault(desk: Desk, autojump_clock: MockClock) -> None:
+    desk.begin("CA1")
+    desk.store.stalls = True
+    with capture_logs() as logs:
+        await trio.sleep(0.5)
+        assert await desk.keeper.take("CA2", 0.25) is Missing.UNREADABLE
+    assert (logs, desk.keeper.describe()["ok"]) == ([], True)
+
+
+async def test_a_store_that_answers_no_write_for_seconds_is_told_of_by_the_next_call(
+    desk: Desk, autojump_clock: MockClock
+) -> None:
+    desk.begin("CA1")
+    desk.store.stalls = True
+    with capture_logs() as logs:
+        await trio.sleep(3)
+        assert await desk.keeper.take("CA2", 0.25) is Missing.UNREADABLE
+    assert [(line["event"], line["reason"]) for line in logs] == [(NOT_KEPT, Fault.SLOW.value)]
+
+
+async def test_a_question_that_waits_long_is_told_of(desk: Desk, autojump_clock: MockClock) -> None:
+    desk.store.stalls = True
+    with capture_logs() as logs:
+        assert await desk.keeper.take("CA2", 5.0) is Missing.UNREADABLE
+    assert [(line["event"], line["reason"]) for line in logs] == [(NOT_KEPT, Fault.SLOW.value)]
+
+
 async def test_without_a_store_there_is_never_a_call_to_be_taken_up(autojump_clock: MockClock) -> None:
     keeper = Keeper(None, {}, 3600)
     async with trio.open_nursery() as nursery:
