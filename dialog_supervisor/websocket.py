@@ -54,7 +54,7 @@ class MediaSocket:
         self._transport = transport
         self._protocol = protocol
         self._max_message_bytes = max_message_bytes
-        self._open = False  # what `protocol.state` said last: it is asked for every frame
+        self._open = protocol.state is State.OPEN  # kept, as it is asked for every frame
         self._messages: deque[tuple[bytes, bool]] = deque()  # each with whether it is text
         self._fragments: list[Frame] = []
         self._unfinished = Unfinished()

@@ -149,6 +149,14 @@ async def test_a_media_socket_goes_on_in_the_middle_of_a_message(carrier: Carrie
     assert [await carrier.receive(), await carrier.receive()] == ["between", "after"]
 
 
+async def test_a_media_socket_goes_on_between_two_messages(carrier: Carrier) -> None:
+    carrier.here.send(frames([b"before"]))
+    assert await carrier.receive() == "before"
+    carrier.pass_on()
+    carrier.here.send(frames([b"after"]))
+    assert await carrier.receive() == "after"
+
+
 async def test_what_came_and_was_not_read_is_read_by_the_next_process(carrier: Carrier) -> None:
     carrier.here.send(frames([b"one", b"two", b"three"]))
     assert await carrier.receive() == "one"
