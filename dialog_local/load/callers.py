@@ -3,13 +3,16 @@
 import heapq
 import os
 import time
+from functools import partial
 
 import msgspec
 import trio
 from websockets.frames import Opcode
 
 from dialog_local.carrier import media, twiml
+from dialog_local.load.timer import Timer
 from dialog_local.load.wire import FRAME_BYTES, STAMP, CallFailed, Connection, Stream, Target, ask, connect, mark, upgrade
+from protocol.readiness import when_readable
 
 FRAME_S = 0.02  # Twilio sends 50 frames a second
 SETUP_S = 15.0  # Twilio docs, webhooks connection overrides: the longest that a webhook may take
@@ -66,29 +69,33 @@ class Pacer:
 
     def __init__(self) -> None:
         self._due: list[tuple[float, int, LoadCall]] = []
-        self._added = trio.Event()
         self._count = 0
+        self._timer = Timer()
 
     def add(self, call: "LoadCall") -> None:
         """Keep the time for a call that has just sent its first frame, until it sends no more."""
         self._count += 1
-        heapq.heappush(self._due, (trio.current_time() + FRAME_S, self._count, call))
-        self._added.set()
+        heapq.heappush(self._due, (time.perf_counter() + FRAME_S, self._count, call))
+        self._timer.set(self._due[0][0])
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        while True:
-            if not self._due:
-                self._added = trio.Event()
-                await self._added.wait()
-            await trio.sleep_until(self._due[0][0])  # a call added meanwhile is due later than this
-            now = trio.current_time()
-            while self._due and self._due[0][0] <= now:
-                due, number, call = self._due[0]
-                if call.send_frame():
-                    heapq.heapreplace(self._due, (due + FRAME_S, number, call))
-                else:
-                    heapq.heappop(self._due)
+        with self._timer:
+            await when_readable(self._timer.fd, self._send)
+
+    def _send(self) -> bool:
+        """Send what is due. Return whether that was the last: never."""
+        self._timer.take()
+        now = time.perf_counter()
+        while self._due and self._due[0][0] <= now:
+            due, number, call = self._due[0]
+            if call.send_frame():
+                heapq.heapreplace(self._due, (due + FRAME_S, number, call))
+            else:
+                heapq.heappop(self._due)
+        if self._due:
+            self._timer.set(self._due[0][0])
+        return False
 
 
 class LoadCall:
@@ -175,8 +182,7 @@ class LoadCall:
     async def _read(self, connection: Connection, stream: Stream, data: bytes) -> None:
         """Act on what was received and on what comes, until the server, which does so last, ends the connection."""
         self._take(connection, stream, data)
-        while data := await connection.receive():
-            self._take(connection, stream, data)
+        await connection.each(partial(self._take, connection, stream))
 
     def send_frame(self) -> bool:
         """Send a frame. Return False when the call sends no more."""
