@@ -58,9 +58,7 @@ class _Loop:
         return left_s if left_s < _LONGEST_S else _LONGEST_S
 
 
-TURN_BYTES = (
-    2 << 10
-)  # to read at once: five frames of a carrier's, or ten of a worker's, are a fifth of a millisecond's work
+TURN_BYTES = 2 << 10  # to read at once: five frames of a carrier's, or ten messages of a worker's; 0.2 ms of work
 _LONGEST_S = 60.0  # of a wait; the kernel takes no infinity
 
 

@@ -161,6 +161,10 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self._sock.close()
 
+    def detach(self) -> socket.socket:
+        """Give the socket away, to be used and closed elsewhere."""
+        return socket.socket(fileno=self._sock.detach())
+
     async def receive(self) -> bytes:
         """Return some bytes, or none at the end of the connection. Raises `OSError`."""
         while True:
