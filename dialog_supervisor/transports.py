@@ -12,7 +12,7 @@ from functools import partial
 
 import trio
 
-from protocol.readiness import when_readable
+from protocol.readiness import TURN_BYTES, when_readable
 
 _RECEIVE_BYTES = 16 << 10  # at once: as a rule there is one message of 350
 
@@ -94,7 +94,7 @@ class ReadinessTransport(Transport):
 
     def _pass_on(self, take: Callable[[bytes], bool]) -> bool:
         try:
-            data = self._sock.recv(_RECEIVE_BYTES)
+            data = self._sock.recv(TURN_BYTES)
         except BlockingIOError:
             return False
         except OSError:
@@ -134,7 +134,7 @@ class StreamTransport(Transport):
 
     async def receive(self) -> bytes:
         try:
-            return bytes(await self._stream.receive_some(_RECEIVE_BYTES))
+            return bytes(await self._stream.receive_some(TURN_BYTES))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""
 

@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from dialog_supervisor.carriers.base import Leg
-from dialog_supervisor.flow import Flow
+from dialog_supervisor.flow import Flow, Reminder
 from dialog_supervisor.generation import Generation
 from dialog_supervisor.recovery import CallState, Recovery
 from dialog_supervisor.requests import Requests
@@ -84,6 +84,7 @@ class WorkerLeg:
         self._taken_up = False
         self._in_transit: WorkerLegInTransit | None = None
         self._dropped = 0  # of `media_dropped`, by the present worker
+        self._behind = Reminder(trio.current_time)
 
     @property
     def requests(self) -> Requests:
@@ -138,7 +139,7 @@ class WorkerLeg:
         if link.dropped != self._dropped:
             self.media_dropped += link.dropped - self._dropped
             self._dropped = link.dropped
-            if self._dropped % 50 == 1:
+            if self._behind.due():
                 log.warning("worker is behind; its oldest audio is dropped", frames=self._dropped)
                 with suppress(LinkClosed, OutboxFull):
                     link.post(Error("media_dropped", f"{self._dropped} frames of the caller's audio were dropped"))

@@ -16,7 +16,7 @@ import trio
 
 from protocol.framing import FrameDecoder, ProtocolError, VersionMismatch, encode
 from protocol.messages import PROTOCOL_VERSION, Failure, Hello, Reply, Request
-from protocol.readiness import notify_closing, when_readable
+from protocol.readiness import TURN_BYTES, notify_closing, when_readable
 
 OUTBOX_BYTES = 1 << 20  # two minutes of audio; whoever is this far behind is not reading
 DROPPABLE_FRAMES = 250  # 5 s of 20 ms media: older speech is not worth waiting for
@@ -260,7 +260,7 @@ class Link(Generic[Incoming]):
 
     def _pass_on(self, take: Callable[[Incoming], bool]) -> bool:
         try:
-            data = self._sock.recv(_RECEIVE_BYTES)
+            data = self._sock.recv(TURN_BYTES)
         except BlockingIOError:
             return False
         except OSError:

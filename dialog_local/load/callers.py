@@ -3,20 +3,39 @@
 import heapq
 import os
 import time
+from functools import partial
 
 import msgspec
 import trio
 from websockets.frames import Opcode
 
 from dialog_local.carrier import media, twiml
+from dialog_local.load.timer import Timer
 from dialog_local.load.wire import FRAME_BYTES, STAMP, CallFailed, Connection, Stream, Target, ask, connect, mark, upgrade
+from protocol.readiness import when_readable
 
 FRAME_S = 0.02  # Twilio sends 50 frames a second
 SETUP_S = 15.0  # Twilio docs, webhooks connection overrides: the longest that a webhook may take
 FIRST_ECHO_S = 5.0  # from `start`; an agent that echoes answers within milliseconds
 CLOSE_S = 5.0  # from `stop` to the end of the connection
 STRAGGLERS_S = 1.0  # for frames that are under way when no more are sent
+CALLER = "+15550001111"
 _decoder: msgspec.json.Decoder[media.Request] = msgspec.json.Decoder(media.Request)
+
+
+async def dial(target: Target, call_sid: str, caller: str = CALLER) -> twiml.Connect:
+    """Tell the webhook of a call, and return how its stream is to be opened. Raises `CallFailed` or `OSError`."""
+    numbers = {"From": caller, "To": "+15550002222", "Caller": caller, "Called": "+15550002222"}
+    params = {"CallSid": call_sid, "AccountSid": target.account_sid, **numbers}
+    params |= {"CallStatus": "ringing", "Direction": "inbound", "ApiVersion": "2010-04-01"}
+    document = await ask(target, params)
+    try:
+        verbs = twiml.parse(document, target.url)
+    except twiml.DocumentError as error:
+        raise CallFailed(str(error)) from error
+    if not verbs or not isinstance(verbs[0], twiml.Connect):
+        raise CallFailed(f"the webhook's answer does not begin with <Connect><Stream>: {document[:200]}")
+    return verbs[0]
 
 
 class Meter:
@@ -66,29 +85,42 @@ class Pacer:
 
     def __init__(self) -> None:
         self._due: list[tuple[float, int, LoadCall]] = []
-        self._added = trio.Event()
         self._count = 0
+        self._timer: Timer | None = None
 
     def add(self, call: "LoadCall") -> None:
         """Keep the time for a call that has just sent its first frame, until it sends no more."""
         self._count += 1
-        heapq.heappush(self._due, (trio.current_time() + FRAME_S, self._count, call))
-        self._added.set()
+        heapq.heappush(self._due, (time.perf_counter() + FRAME_S, self._count, call))
+        self._set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        while True:
-            if not self._due:
-                self._added = trio.Event()
-                await self._added.wait()
-            await trio.sleep_until(self._due[0][0])  # a call added meanwhile is due later than this
-            now = trio.current_time()
-            while self._due and self._due[0][0] <= now:
-                due, number, call = self._due[0]
-                if call.send_frame():
-                    heapq.heapreplace(self._due, (due + FRAME_S, number, call))
-                else:
-                    heapq.heappop(self._due)
+        with Timer() as timer:
+            self._timer = timer
+            self._set()
+            try:
+                await when_readable(timer.fd, self._send)
+            finally:
+                self._timer = None
+
+    def _set(self) -> None:
+        if self._timer is not None and self._due:
+            self._timer.set(self._due[0][0])
+
+    def _send(self) -> bool:
+        """Send what is due. Return whether that was the last: never."""
+        if self._timer is not None:
+            self._timer.take()
+        now = time.perf_counter()
+        while self._due and self._due[0][0] <= now:
+            due, number, call = self._due[0]
+            if call.send_frame():
+                heapq.heapreplace(self._due, (due + FRAME_S, number, call))
+            else:
+                heapq.heappop(self._due)
+        self._set()
+        return False
 
 
 class LoadCall:
@@ -137,19 +169,9 @@ class LoadCall:
 
     async def _dial(self) -> tuple[str, dict[str, str]]:
         """Ask the webhook, and return the media socket's URL and parameters."""
-        numbers = {"From": "+15550001111", "To": "+15550002222", "Caller": "+15550001111", "Called": "+15550002222"}
-        params = {"CallSid": self.sid, "AccountSid": self._target.account_sid, **numbers}
-        params |= {"CallStatus": "ringing", "Direction": "inbound", "ApiVersion": "2010-04-01"}
         asked_at = time.perf_counter()
-        document = await ask(self._target, params)
+        self.verb = await dial(self._target, self.sid)
         self._meter.webhooks.append(time.perf_counter() - asked_at)
-        try:
-            verbs = twiml.parse(document, self._target.url)
-        except twiml.DocumentError as error:
-            raise CallFailed(str(error)) from error
-        if not verbs or not isinstance(verbs[0], twiml.Connect):
-            raise CallFailed(f"the webhook's answer does not begin with <Connect><Stream>: {document[:200]}")
-        self.verb = verbs[0]
         return self.verb.url, self.verb.parameters
 
     async def _talk(self, connection: Connection, stream: Stream, data: bytes) -> None:
@@ -175,8 +197,7 @@ class LoadCall:
     async def _read(self, connection: Connection, stream: Stream, data: bytes) -> None:
         """Act on what was received and on what comes, until the server, which does so last, ends the connection."""
         self._take(connection, stream, data)
-        while data := await connection.receive():
-            self._take(connection, stream, data)
+        await connection.each(partial(self._take, connection, stream))
 
     def send_frame(self) -> bool:
         """Send a frame. Return False when the call sends no more."""

@@ -22,6 +22,7 @@ from dialog_local.load.server import ControlSocket, NotFound, memory, tree, usag
 from dialog_local.load.wire import CallFailed, Target
 from dialog_local.outcome import complain, first_of
 from dialog_supervisor.config import Config, ConfigError, load, split_address
+from protocol.readiness import Readers
 
 SETTLE_S = 1.0  # from the last call's first echo until measuring begins, for a steady state
 REASONS = 3  # that are shown when calls fail
@@ -97,6 +98,7 @@ class Load:
         """Measure for so long. Raises `NotFound` for processes that are not there."""
         idle = memory(tree(self._pids))
         async with trio.open_nursery() as pacing:
+            await pacing.start(Readers().run)  # which disturbs the server less than a task's wait for each frame
             pacing.start_soon(self._pacer.run)
             async with trio.open_nursery() as talking:
                 first = trio.current_time()

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from binascii import b2a_base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlencode, urlsplit
 
 import h11
@@ -22,6 +22,7 @@ from websockets.utils import apply_mask
 
 from dialog_local.carrier.media import start_details
 from dialog_local.carrier.webhooks import signature
+from protocol.readiness import when_readable
 
 FRAME_BYTES = 160  # 20 ms of mu-law at 8 kHz
 STAMP = struct.Struct("<d")  # a frame's first 8 bytes: when it was sent
@@ -160,6 +161,10 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self._sock.close()
 
+    def detach(self) -> socket.socket:
+        """Give the socket away, to be used and closed elsewhere."""
+        return socket.socket(fileno=self._sock.detach())
+
     async def receive(self) -> bytes:
         """Return some bytes, or none at the end of the connection. Raises `OSError`."""
         while True:
@@ -168,6 +173,20 @@ class Connection:
                 return self._sock.recv(_RECEIVE_BYTES)
             except BlockingIOError:
                 continue
+
+    async def each(self, take: Callable[[bytes], None]) -> None:
+        """Pass what is received to `take`, until the end of the connection. Raises `OSError`, and what `take` raises."""
+
+        def read() -> bool:
+            try:
+                data = self._sock.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return False
+            if data:
+                take(data)
+            return not data
+
+        await when_readable(self._sock.fileno(), read)
 
     def write(self, data: bytes) -> None:
         """Send without waiting; what the kernel does not take goes ahead of the next write. Raises `OSError`."""

@@ -13,12 +13,13 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from dialog_local.load.command import Forks, Result
+from dialog_local.load.command import VOICE_PATH, Forks, Result
 
 READY_S = 60.0  # for a server to answer
 LEAVE_S = 20.0  # for one to end when told to
 RAMP_S = 0.2  # from one call to the next: five new calls a second, as the goals have it
 TOKEN = "token"
+ACCOUNT = "AC" + "0" * 32
 BIN = Path(sys.executable).parent
 DIALOGCTL = str(BIN / "dialogctl")
 ROOT = Path(__file__).parents[2]
@@ -29,8 +30,9 @@ class BenchFailed(Exception):
 
 
 class Server(Struct, frozen=True):
-    """A server that calls are placed at: the command that places them, its process, and the file with what it says."""
+    """A server that calls are placed at: its webhook, the command that places them, its process, and what it says."""
 
+    webhook: str
     command: tuple[str, ...]
     pid: int
     log: Path
@@ -73,7 +75,10 @@ def wait_ready(url: str, started: subprocess.Popen[bytes], log: Path) -> None:
 
 @contextmanager
 def dialogd(directory: Path, agent: Path) -> Iterator[Server]:
-    """Run a dialogd with this agent for the length of the block, its configuration and its log in `directory`."""
+    """Run a dialogd with this agent for the length of the block, its configuration and its log in `directory`.
+
+    It takes calls however many processes wait for the processors: a bench has them wait.
+    """
     listen, config, log = free_port(), directory / "dialog.toml", directory / "dialogd.log"
     config.write_text(
         f"""
@@ -81,18 +86,21 @@ def dialogd(directory: Path, agent: Path) -> Iterator[Server]:
 listen = "127.0.0.1:{listen}"
 public_url = "http://127.0.0.1:{listen}"
 [twilio]
-account_sid = "AC{"0" * 32}"
+account_sid = "{ACCOUNT}"
 auth_token = "{TOKEN}"
 api_url = "http://127.0.0.1:{free_port()}"
 [agent]
 path = "{agent}"
 [control]
 socket = "{directory}/control.sock"
+[calls]
+max_load = 0
 """
     )
     with process(log, str(BIN / "dialogd"), "-c", str(config)) as started:
         wait_ready(f"http://127.0.0.1:{listen}/healthz", started, log)
-        yield Server((DIALOGCTL, "-c", str(config), "load"), started.pid, log)
+        webhook = f"http://127.0.0.1:{listen}{VOICE_PATH}"
+        yield Server(webhook, (DIALOGCTL, "-c", str(config), "load"), started.pid, log)
 
 
 @contextmanager
@@ -102,7 +110,7 @@ def peer(directory: Path, python: Path, script: Path) -> Iterator[Server]:
     with process(log, str(python), str(script), str(port)) as started:
         wait_ready(f"http://127.0.0.1:{port}/healthz", started, log)
         url = f"http://127.0.0.1:{port}/twiml"
-        yield Server((DIALOGCTL, "load", "--url", url, "--token", TOKEN, "--pid", str(started.pid)), started.pid, log)
+        yield Server(url, (DIALOGCTL, "load", "--url", url, "--token", TOKEN, "--pid", str(started.pid)), started.pid, log)
 
 
 def load(server: Server, calls: int, seconds: float, ramp_s: float = RAMP_S) -> Result:

@@ -59,14 +59,14 @@ def figures_table(loads: Mapping[int, Figures], once: Figures) -> Table:
         cells = []
         for calls, found in loads.items():
             verdicts = (verdict(goal, found) for goal in goals if goal.calls == calls)
-            cells.append(_cell(found.get(name), next(verdicts, None)))
+            cells.append(cell(found.get(name), next(verdicts, None)))
         table.add_row(label, *cells, ", ".join(map(str, goals)))
     table.add_row()
     blank = [""] * (len(loads) - 1)
     for name, label in ONCE_LABELS.items():
         if name in once:
             goal = of_once(name)
-            table.add_row(label, *blank, _cell(once[name], verdict(goal, once) if goal else None), str(goal or ""))
+            table.add_row(label, *blank, cell(once[name], verdict(goal, once) if goal else None), str(goal or ""))
     return table
 
 
@@ -77,7 +77,8 @@ def _table(*heads: str) -> Table:
     return table
 
 
-def _cell(value: float | None, answer: Verdict | None) -> str:
+def cell(value: float | None, answer: Verdict | None) -> str:
+    """Write a figure, and whether its goal is met; None where there is no figure, or no goal."""
     if value is None:
         return "-"
     colour = {Verdict.MET: "green", Verdict.MISSED: "red", None: "default"}[answer]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dialog_local.load.command import Cost, Percentiles, Result
-from scripts.benches import goals, peers, results, tables
+from scripts.benches import fairness, goals, peers, results, tables
 from scripts.benches.goals import Goal, Verdict
 from scripts.benches.options import Numbers, complaint
 from scripts.benches.results import Machine, Run
@@ -148,6 +148,16 @@ def test_a_peers_ratio_is_to_all_of_its_processes() -> None:
     answers = peers.judged(peers.Sides(ours, theirs, [ours], [theirs]))
     assert [(answer.value, answer.met) for answer in answers] == [(0.3, True), (0.15, True), (1.0, True)]
     assert str(answers[1]) == "CPU of the supervisor, ms per call and s: 0.15 times Pipecat's, at most 0.2"
+
+
+def test_a_quiet_call_that_is_delayed_beside_a_loud_one_is_a_missed_goal() -> None:
+    found = {"frames_lost": 0, "failed": 0, "echo_ms.p99": 5.0}
+    cases = {"alone": found, "carrier sends": found | {"echo_ms.p99": 7.5, "frames_lost": 2}}
+    assert fairness.missed_goals(cases) == [
+        "carrier sends: echo p99, ms 7.5, at most 6",
+        "carrier sends: frames lost 2, at most 0",
+    ]
+    assert fairness.missed_goals({fairness.TORRENT: found | {"echo_ms.p99": 19}}) == []
 
 
 def read(*options: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from websockets.server import ServerProtocol
 
 from dialog_local.load import callers, command, server
 from dialog_local.load.callers import Meter
+from dialog_local.load.timer import Timer
 from dialog_local.load.wire import STAMP, CallFailed, Stream, mark
 from dialog_local.speech.audio import decode, encode
 
@@ -310,6 +312,25 @@ def test_frames_outside_the_window_do_not_count(monkeypatch: pytest.MonkeyPatch)
     meter.close()
     meter.count_sent(11.5)
     assert (meter.sent, len(meter.echoes)) == (0, 0)
+
+
+# The timer
+
+
+def rings(timer: Timer) -> bool:
+    return bool(select.select([timer.fd], [], [], 0)[0])
+
+
+def test_a_timer_can_be_read_once_its_time_has_come_and_until_it_is_taken() -> None:
+    with Timer() as timer:
+        timer.take()  # which waits for nothing
+        assert not rings(timer)
+        timer.set(time.perf_counter() + 3600)
+        assert not rings(timer)
+        timer.set(time.perf_counter())
+        assert select.select([timer.fd], [], [], 5)[0]
+        timer.take()
+        assert not rings(timer)
 
 
 # /proc

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from msgspec import Struct
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.framing import FrameTooLarge, MalformedFrame, encode
-from protocol.link import DROPPABLE_FRAMES, Link, LinkClosed, OutboxFull, VersionMismatch
+from protocol.link import DROPPABLE_FRAMES, KERNEL_BUFFER_BYTES, Link, LinkClosed, OutboxFull, VersionMismatch
 from protocol.messages import (
     PROTOCOL_VERSION,
     Checkpoint,
@@ -23,6 +24,7 @@ from protocol.messages import (
     Post,
     Trace,
 )
+from protocol.readiness import TURN_BYTES, Readers
 from tests.protocol.conftest import Pair
 
 BIG = 100_000  # more than the kernel takes of one message
@@ -292,3 +294,34 @@ async def test_whoever_is_gone_before_its_hello_is_gone(pair: Pair) -> None:
     pair.supervisor.close()
     with pytest.raises(LinkClosed, match="before its Hello"):
         await pair.worker.introduced()
+
+
+# Beside another
+
+
+async def test_a_worker_that_has_said_much_is_read_a_little_between_two_messages_of_another(
+    pair: Pair, nursery: trio.Nursery
+) -> None:
+    quiet, order = Pair(), list[str]()
+    post = Post(Message("u", b"\xff" * 160))
+    for _ in range(KERNEL_BUFFER_BYTES // len(encode(post))):
+        pair.worker.post(post)
+
+    def hear_the_loud(_: Struct) -> bool:
+        order.append("loud")
+        return False
+
+    def hear_the_quiet(_: Struct) -> bool:
+        order.append("quiet")
+        quiet.worker.post(Heartbeat(0))  # for its next turn
+        return order.count("quiet") == 5
+
+    await nursery.start(Readers().run)
+    quiet.worker.post(Heartbeat(0))
+    nursery.start_soon(pair.supervisor.each, hear_the_loud)
+    await quiet.supervisor.each(hear_the_quiet)
+    nursery.cancel_scope.cancel()
+    quiet.close()
+    turns = [list(heard) for who, heard in groupby(order) if who == "loud"]
+    assert len(turns) > 2
+    assert max(map(len, turns)) <= 2 * (TURN_BYTES // len(encode(post)) + 1)  # once before it and once behind it, in a round

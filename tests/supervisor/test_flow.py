@@ -2,7 +2,7 @@
 
 import pytest
 
-from dialog_supervisor.flow import FLOOD_S, MESSAGES_PER_S, Flood, Flow
+from dialog_supervisor.flow import FLOOD_S, MESSAGES_PER_S, REMIND_EVERY_S, Flood, Flow, Reminder
 
 
 class Clock:
@@ -58,3 +58,14 @@ def test_bursts_with_pauses_between_them_are_none() -> None:
         send(flow, clock, 3 * MESSAGES_PER_S, 1e6)
         clock.now += 1
     send(flow, clock, 1, 1)
+
+
+def test_what_happens_all_the_time_is_told_at_once_and_then_once_a_second() -> None:
+    clock = Clock()
+    reminder = Reminder(clock)
+    told = []
+    for _ in range(1000):
+        told += [clock.now] if reminder.due() else []
+        clock.now += REMIND_EVERY_S / 100
+    assert told[0] == 100
+    assert len(told) == pytest.approx(10, abs=1)
