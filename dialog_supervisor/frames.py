@@ -1,5 +1,7 @@
 """The frames of RFC 6455, as far as something has to be known of them besides what `websockets` does with them. No I/O."""
 
+import struct
+
 from websockets.utils import apply_mask as apply_mask_slowly
 
 try:
@@ -11,6 +13,7 @@ _EXTENDED_SIZES = {126: 2, 127: 8}  # bytes of the length that follows a frame's
 _FIN, _CONTROL, _MASKED, _SIZE = 0x80, 0x08, 0x80, 0x7F  # bits of a frame's first two bytes (RFC 6455, 5.2)
 _WHOLE_TEXT = 0x81  # a first byte: text that is not continued
 _MASK_BYTES = 4
+_HEAD, _LONG_HEAD = struct.Struct(">BBH"), struct.Struct(">BBQ")
 
 
 def text_frame(text: bytes) -> bytes:
@@ -19,8 +22,8 @@ def text_frame(text: bytes) -> bytes:
     if size < 126:
         return bytes((_WHOLE_TEXT, size)) + text
     if size < 1 << 16:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + text
-    return b"\x81\x7f" + size.to_bytes(8, "big") + text
+        return _HEAD.pack(_WHOLE_TEXT, 126, size) + text
+    return _LONG_HEAD.pack(_WHOLE_TEXT, 127, size) + text
 
 
 def whole_text(data: bytes, at: int, max_bytes: int) -> tuple[bytes, int] | None:
@@ -32,7 +35,7 @@ def whole_text(data: bytes, at: int, max_bytes: int) -> tuple[bytes, int] | None
         return None
     size, begin = data[at + 1] - _MASKED, at + 6
     if size == 126:
-        size, begin = int.from_bytes(data[at + 2 : at + 4], "big"), at + 8
+        size, begin = data[at + 2] << 8 | data[at + 3], at + 8
     elif size == 127 or size < 0:
         return None
     end = begin + size

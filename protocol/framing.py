@@ -75,7 +75,8 @@ class FrameDecoder(Generic[Incoming]):
             data = bytes(self._buffer)
             self._buffer.clear()
         try:
-            if len(data) - _LENGTH_BYTES == int.from_bytes(data[:_LENGTH_BYTES], "little") <= self._max:
+            body_bytes = len(data) - _LENGTH_BYTES
+            if body_bytes >= 0 and _LENGTH.unpack_from(data)[0] == body_bytes <= self._max:
                 return [self._decode(data[_LENGTH_BYTES:])]  # as nearly always
             return self._split(data)
         except ProtocolError as error:

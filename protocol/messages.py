@@ -3,6 +3,8 @@
 Every message is a frozen, array-like msgspec Struct whose first element is its tag. A new field goes at the end, with a
 default, so that both sides of a hot swap can read it; anything else raises `PROTOCOL_VERSION`.
 
+What comes fifty times a second holds only strings, bytes and numbers, and so is no concern of the collector's (`gc=False`).
+
 No field is a list or `Any`: msgpack announces a sequence's length before its elements, and a decoder that believes the
 announcement can be made to allocate gigabytes by five bytes.
 """
@@ -22,7 +24,7 @@ class Wire(Struct, frozen=True, array_like=True):
     """Base of everything on the pipe."""
 
 
-class Message(Wire, Generic[Data], frozen=True, array_like=True):
+class Message(Wire, Generic[Data], frozen=True, array_like=True, gc=False):
     """One piece of something being said: text on its way to a voice, or audio on its way to a caller.
 
     All pieces of one utterance share its `uuid`, of at most 128 characters; the last has `done`, and may be empty.
@@ -67,7 +69,7 @@ class StreamingStarted(Wire, frozen=True, tag="StreamingStarted"):
     sample_rate: int = 8000
 
 
-class Media(Wire, frozen=True, tag="Media"):
+class Media(Wire, frozen=True, tag="Media", gc=False):
     """The caller's voice: `payload` in the stream's encoding, `timestamp_ms` since the stream began."""
 
     timestamp_ms: int
@@ -207,7 +209,7 @@ class Reply(Wire, frozen=True, tag="Reply"):
 # Commands: worker -> supervisor
 
 
-class Post(Wire, frozen=True, tag="Post"):
+class Post(Wire, frozen=True, tag="Post", gc=False):
     """Audio for the caller, in the stream's encoding."""
 
     message: Message[bytes]

@@ -72,7 +72,7 @@ def test_start() -> None:
 
 def test_media() -> None:
     message = decode(MEDIA)
-    assert message == wire.Media(wire.MediaDetails(b"\x7f\x7f\x7f\x7e\x7f", 52, 1, "inbound"), STREAM)
+    assert message == wire.Media(wire.MediaDetails(b"\x7f\x7f\x7f\x7e\x7f", 52, "inbound"), STREAM)
 
 
 def test_dtmf() -> None:

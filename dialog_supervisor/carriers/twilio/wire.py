@@ -52,16 +52,15 @@ class Start(_Incoming, frozen=True, tag="start"):
     stream_sid: str = ""
 
 
-class MediaDetails(Struct, frozen=True):
+class MediaDetails(Struct, frozen=True, gc=False):
     """A frame: `timestamp` in milliseconds since the stream began, `payload` (base64 on the wire, which msgspec decodes)."""
 
     payload: bytes
     timestamp: Number = 0
-    chunk: Number = 0
     track: str = "inbound"
 
 
-class Media(_Incoming, frozen=True, tag="media"):
+class Media(_Incoming, frozen=True, tag="media", gc=False):
     """The caller's voice, 20 ms of it as a rule."""
 
     media: MediaDetails
