@@ -19,7 +19,7 @@ from rich.table import Table
 
 from scripts.benches.options import Numbers, complaint
 from scripts.benches.results import KEPT, Figures, Machine, Run, combined, figures, machine, run_now, write
-from scripts.benches.stage import ROOT, BenchFailed, Server, dialogd, load, peer
+from scripts.benches.stage import RAMP_S, ROOT, BenchFailed, Server, dialogd, load, peer
 from scripts.benches.tables import LOAD_LABELS, console, number
 
 RESULTS = "peers.json"
@@ -94,6 +94,7 @@ class Results(Struct, frozen=True):
 
     machine: Machine
     run: Run
+    ramp_s: float
     calls: dict[int, Sides]
 
 
@@ -106,6 +107,7 @@ def bench(
     calls: Numbers = (10, 40),
     seconds: float = 5.0,
     rounds: int = 3,
+    ramp: float = RAMP_S,
     json: Annotated[bool, Parameter(negative=())] = False,
     keep: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -119,6 +121,8 @@ def bench(
         How long each is measured in each round.
     rounds
         How often; the figures are medians.
+    ramp
+        Seconds from one call's arrival to the next. At a multiple of 0.02 all callers' frames come at the same moment.
     json
         Print the figures as JSON instead.
     keep
@@ -128,7 +132,7 @@ def bench(
         print(f"bench: {wrong}", file=sys.stderr)
         return 2
     try:
-        results = measure(calls, seconds, rounds)
+        results = measure(calls, seconds, rounds, ramp)
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -146,7 +150,7 @@ def bench(
     return 1 if missed else 0
 
 
-def measure(calls: Sequence[int], seconds: float, rounds: int) -> Results:
+def measure(calls: Sequence[int], seconds: float, rounds: int, ramp_s: float) -> Results:
     """Place calls at one and the other in turn. Raises `BenchFailed`."""
     run = run_now(rounds, seconds)
     found: dict[int, tuple[list[Figures], list[Figures]]] = {count: ([], []) for count in calls}
@@ -156,21 +160,22 @@ def measure(calls: Sequence[int], seconds: float, rounds: int) -> Results:
         pipecat = stack.enter_context(peer(directory, PEER_PYTHON, PEER_SCRIPT))
         sides = (("Dialog", dialog), ("Pipecat", pipecat))
         for name, server in sides:
-            _load(name, server, WARM_UP_CALLS, WARM_UP_S)
+            _load(name, server, WARM_UP_CALLS, WARM_UP_S, ramp_s)
         for _ in range(rounds):
             for count in calls:
                 for (name, server), kept in zip(sides, found[count], strict=True):
-                    kept.append(_load(name, server, count, seconds))
+                    kept.append(_load(name, server, count, seconds, ramp_s))
     return Results(
         machine(),
         run,
+        ramp_s,
         {count: Sides(combined(ours), combined(theirs), ours, theirs) for count, (ours, theirs) in found.items()},
     )
 
 
-def _load(name: str, server: Server, calls: int, seconds: float) -> Figures:
+def _load(name: str, server: Server, calls: int, seconds: float, ramp_s: float) -> Figures:
     print(f"{name}: ", end="", file=sys.stderr, flush=True)
-    return figures(load(server, calls, seconds))
+    return figures(load(server, calls, seconds, ramp_s))
 
 
 def judged(sides: Sides | None) -> list[Judged]:
@@ -193,7 +198,7 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
 def show(results: Results) -> None:
     """Print both side by side."""
     terminal = console()
-    terminal.print(f"\n{results.machine}\n{results.run}")
+    terminal.print(f"\n{results.machine}\n{results.run}, a call each {results.ramp_s:g} s")
     for calls, sides in results.calls.items():
         goals = {answer.goal.figure: answer for answer in judged(sides)} if calls == GOALS_AT else {}
         terminal.print("", _table(f"{calls} calls", sides, goals), sep="\n")
