@@ -8,11 +8,10 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 
 import trio
 
-from protocol.readiness import TURN_BYTES, when_readable
+from protocol.readiness import TURN_BYTES, read_each
 
 _RECEIVE_BYTES = 16 << 10  # at once: as a rule there is one message of 350
 
@@ -90,16 +89,7 @@ class ReadinessTransport(Transport):
                 return b""
 
     async def each(self, take: Callable[[bytes], bool]) -> None:
-        await when_readable(self._fd, partial(self._pass_on, take))
-
-    def _pass_on(self, take: Callable[[bytes], bool]) -> bool:
-        try:
-            data = self._sock.recv(TURN_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
-        return take(data)
+        await read_each(self._sock, take)
 
     def write(self, data: bytes) -> None:
         if not self.pending:

@@ -16,7 +16,7 @@ import trio
 
 from protocol.framing import FrameDecoder, ProtocolError, VersionMismatch, encode
 from protocol.messages import PROTOCOL_VERSION, Failure, Hello, Reply, Request
-from protocol.readiness import TURN_BYTES, notify_closing, when_readable
+from protocol.readiness import notify_closing, read_each
 
 OUTBOX_BYTES = 1 << 20  # two minutes of audio; whoever is this far behind is not reading
 DROPPABLE_FRAMES = 250  # 5 s of 20 ms media: older speech is not worth waiting for
@@ -256,15 +256,9 @@ class Link(Generic[Incoming]):
             if take(self._inbox.popleft()):
                 return
         if not self._ended:
-            await when_readable(self._fd, partial(self._pass_on, take))
+            await read_each(self._sock, partial(self._pass_on, take))
 
-    def _pass_on(self, take: Callable[[Incoming], bool]) -> bool:
-        try:
-            data = self._sock.recv(TURN_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError:
-            data = b""
+    def _pass_on(self, take: Callable[[Incoming], bool], data: bytes) -> bool:
         if not data:
             self._end()
             return True

@@ -7,8 +7,10 @@ no longer than until the loop's next deadline. As soon as there is anything else
 """
 
 import select
+import socket
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -201,6 +203,21 @@ async def when_readable(fd: int, read: Callable[[], bool]) -> None:
         await trio.lowlevel.wait_readable(fd)
         if read():
             return
+
+
+async def read_each(sock: socket.socket, take: Callable[[bytes], bool]) -> None:
+    """Pass bytes to `take` as they come, none for the end however it came, until it returns True. Raises what it raises."""
+    await when_readable(sock.fileno(), partial(_read, sock, take))
+
+
+def _read(sock: socket.socket, take: Callable[[bytes], bool]) -> bool:
+    try:
+        data = sock.recv(TURN_BYTES)
+    except BlockingIOError:
+        return False
+    except OSError:
+        data = b""
+    return take(data)
 
 
 def notify_closing(fd: int) -> None:

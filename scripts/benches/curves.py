@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from scripts.benches.results import Figures
 
@@ -69,7 +69,9 @@ def _echo(axes: Axes, loads: Loads) -> None:
     _line(axes, loads, "echo_ms.p99", label="99 % of the frames within", color=_BLUE)
     _line(axes, loads, "echo_ms.p50", label="half of the frames within", color=_ORANGE)
     axes.set(title="Echo of a frame", ylabel="ms (logarithmic)", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.legend()
 
 
