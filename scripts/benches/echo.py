@@ -18,9 +18,9 @@ from cyclopts import Parameter
 from dialog_local.load.server import memory, tree, usage
 from scripts.benches.curves import draw
 from scripts.benches.goals import growth, judged
-from scripts.benches.options import Numbers, complaint
+from scripts.benches.options import Numbers, complaint, measured
 from scripts.benches.results import KEPT, Figures, Results, combined, committed, figures, machine, run_now, write
-from scripts.benches.stage import ROOT, BenchFailed, Server, dialogd, load, time_workers
+from scripts.benches.stage import ROOT, Server, dialogd, load, time_workers
 from scripts.benches.tables import changes_table, comparison_head, console, figures_table, missed
 
 RESULTS, CURVES = "results.json", "curves.png"
@@ -71,16 +71,7 @@ def bench(
     keep
         Write the results to docs/bench, to be committed, instead of to a temporary folder.
     """
-    if wrong := complaint(calls, seconds, rounds):
-        print(f"bench: {wrong}", file=sys.stderr)
-        return 2
-    try:
-        results = measure(calls, seconds, rounds)
-    except BenchFailed as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    results = measured(complaint(calls, seconds, rounds), lambda: measure(calls, seconds, rounds))
     show(results)
     folder = KEPT if keep else Path(tempfile.mkdtemp(prefix="dialog-bench-"))
     write(folder / RESULTS, results)

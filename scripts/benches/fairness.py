@@ -21,7 +21,7 @@ from rich.table import Table
 from dialog_local.load.server import usage
 from scripts.benches.goals import Goal, Verdict, verdict
 from scripts.benches.loud import Kind, Said
-from scripts.benches.options import complaint
+from scripts.benches.options import complaint, measured
 from scripts.benches.results import KEPT, Figures, Machine, Run, combined, figures, machine, run_now, write
 from scripts.benches.stage import BenchFailed, Server, dialogd, load, process
 from scripts.benches.tables import LOAD_LABELS, cell, console, number
@@ -129,16 +129,7 @@ def bench(
     keep
         Write the figures to docs/bench, to be committed.
     """
-    if wrong := complaint((calls,), seconds, rounds):
-        print(f"bench: {wrong}", file=sys.stderr)
-        return 2
-    try:
-        results = measure(calls, seconds, rounds)
-    except BenchFailed as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    results = measured(complaint((calls,), seconds, rounds), lambda: measure(calls, seconds, rounds))
     if keep:
         write(KEPT / RESULTS, results)
     if json:

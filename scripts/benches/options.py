@@ -1,10 +1,15 @@
 """Options that several benches have."""
 
-from collections.abc import Sequence
-from typing import Annotated
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 import cyclopts
 from cyclopts import Parameter
+
+from scripts.benches.stage import BenchFailed
+
+Results = TypeVar("Results")
 
 
 def _numbers(_type: object, tokens: Sequence[cyclopts.Token]) -> tuple[int, ...]:
@@ -20,3 +25,17 @@ def complaint(calls: Sequence[int], seconds: float, rounds: int) -> str:
     if min(calls) < 1 or seconds <= 0 or rounds < 1:
         return f"--calls {','.join(map(str, calls))} --seconds {seconds:g} --rounds {rounds}: must be positive"
     return ""
+
+
+def measured(wrong: str, measure: Callable[[], Results]) -> Results:
+    """Return what was measured, or leave with the reason: 2 for options that are `wrong`, 1 for a bench that failed."""
+    if wrong:
+        print(f"bench: {wrong}", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        return measure()
+    except BenchFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -17,9 +17,9 @@ from cyclopts import Parameter
 from msgspec import Struct
 from rich.table import Table
 
-from scripts.benches.options import Numbers, complaint
+from scripts.benches.options import Numbers, complaint, measured
 from scripts.benches.results import KEPT, Figures, Machine, Run, combined, figures, machine, run_now, write
-from scripts.benches.stage import RAMP_S, ROOT, BenchFailed, Server, dialogd, load, peer
+from scripts.benches.stage import RAMP_S, ROOT, Server, dialogd, load, peer
 from scripts.benches.tables import LOAD_LABELS, console, number
 
 RESULTS = "peers.json"
@@ -128,16 +128,7 @@ def bench(
     keep
         Write the figures to docs/bench, to be committed.
     """
-    if wrong := complaint(calls, seconds, rounds):
-        print(f"bench: {wrong}", file=sys.stderr)
-        return 2
-    try:
-        results = measure(calls, seconds, rounds, ramp)
-    except BenchFailed as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    results = measured(complaint(calls, seconds, rounds), lambda: measure(calls, seconds, rounds, ramp))
     if keep:
         write(KEPT / RESULTS, results)
     if json:
