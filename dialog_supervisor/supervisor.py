@@ -284,7 +284,7 @@ class Supervisor(Controlled):
 
 
 def _forget_what_stays() -> None:
-    """Have the collector look only at what calls make from now on: all that is here by now stays, and takes it 15 ms."""
+    """Have the collector look only at what calls make from now on: all that is here by now stays."""
     gc.collect()
     gc.freeze()
 

@@ -60,7 +60,7 @@ class _Loop:
         return left_s if left_s < _LONGEST_S else _LONGEST_S
 
 
-TURN_BYTES = 2 << 10  # to read at once: five frames of a carrier's, or ten messages of a worker's; 0.2 ms of work
+TURN_BYTES = 2 << 10  # to read at once: five frames of a carrier's, or ten messages of a worker's
 _LONGEST_S = 60.0  # of a wait; the kernel takes no infinity
 
 
