@@ -334,10 +334,10 @@ class Call:
                 log.exception("media stream failed")
                 self.end("media stream failed", fallback=True)
                 return
+            returning = self.worker_leg.requests.returned()
             if mine != self._streams:
                 return
-            if end is StreamEnd.STOPPED and self.worker_leg.requests.returning:
-                self.worker_leg.requests.returning = False
+            if returning and not self._over.is_set():
                 self._enter(State.CONNECTING, self._config.connect_timeout)
             elif end is StreamEnd.STOPPED:
                 self._hung_up("the carrier stopped the stream")

@@ -91,6 +91,11 @@ class Requests:
         for request in state.waiting:
             self.take(request, nursery)
 
+    def returned(self) -> bool:
+        """A stream has ended: return whether another was to follow it, which is true of one only."""
+        returning, self.returning = self.returning, False
+        return returning
+
     async def answered(self) -> None:
         """Wait until all that were taken are answered."""
         while self._under_way:

@@ -47,6 +47,21 @@ async def test_keys_are_played_and_the_call_goes_on_with_the_same_worker(dialogd
         assert (await dialogd.ended(call.sid))["reason"] == "the caller hung up"
 
 
+async def test_the_new_stream_may_be_there_before_the_old_one_has_ended(dialogd: Dialogd, api: TwilioApi) -> None:
+    async with Twilio(dialogd) as twilio:
+        call, again = PhoneCall(twilio), PhoneCall(twilio)
+        await call.ring()
+        async with call.stream():
+            await call.press("A")
+            await dialogd.step(call.sid, kind="granted")
+            again.sid, again.document = call.sid, ElementTree.fromstring(api.asked[0].form["Twiml"])
+            async with again.stream():
+                assert await call.closed() == 1000
+                await again.echo()
+                await again.stop()  # the caller hangs up: no third stream is to follow
+                assert (await dialogd.ended(call.sid))["reason"] == "the carrier stopped the stream"
+
+
 async def test_what_is_no_key_is_refused_and_the_call_goes_on(dialogd: Dialogd, api: TwilioApi) -> None:
     async with Twilio(dialogd) as twilio, twilio.streaming() as call:
         await call.press("B")

@@ -1,7 +1,8 @@
 """One call's line at Twilio: its media messages in and out, and what can be asked of Twilio about the call."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -75,7 +76,6 @@ class TwilioLeg(Leg):
         self._stream_sid = ""
         self._heard_at = 0.0
         self._serving = trio.CancelScope()
-        self._end = StreamEnd.RELEASED
 
     def _carried(self) -> bytes:
         recordings, transcription = self._recordings.state(), self._transcription.state()
@@ -106,19 +106,23 @@ class TwilioLeg(Leg):
 
     async def stream(self, socket: MediaSocket) -> StreamEnd:
         self.release()  # a socket that came later is the one that Twilio uses
-        self._end = StreamEnd.RELEASED
         self._heard_at = trio.current_time()
+        ends: list[StreamEnd] = []
+
+        async def until(end: Callable[[], Awaitable[StreamEnd]]) -> None:
+            ends.append(await end())
+            nursery.cancel_scope.cancel()
+
         try:
             async with trio.open_nursery() as nursery:
                 self._serving = nursery.cancel_scope
-                nursery.start_soon(self._watch_silence)
-                self._end = await self._serve(socket)
-                nursery.cancel_scope.cancel()
+                nursery.start_soon(until, self._silence)
+                await until(partial(self._serve, socket))
         finally:
             if self._socket is socket:
                 self._socket = None
                 self.closed()
-        return self._end
+        return ends[0] if ends else StreamEnd.RELEASED
 
     def release(self) -> None:
         self._serving.cancel()
@@ -237,7 +241,7 @@ class TwilioLeg(Leg):
         if self.counts["unreadable"] > MAX_UNREADABLE:
             raise _NotOurs(f"more than {MAX_UNREADABLE} messages cannot be read")
 
-    async def _watch_silence(self) -> None:
+    async def _silence(self) -> StreamEnd:
         """When nothing has come for long, ask Twilio whether there is still a call; when Twilio cannot say, go on."""
         while True:
             await trio.sleep_until(self._heard_at + self._silence_s)
@@ -245,8 +249,7 @@ class TwilioLeg(Leg):
                 continue
             self.counts["silences"] += 1
             try:
-                self._end = await self._end_of_silence()
-                self.release()
+                return await self._end_of_silence()
             except CarrierError as error:
                 log.warning("nothing comes from the carrier, and its API does not say why", reason=str(error))
             await trio.sleep(self._silence_s)
