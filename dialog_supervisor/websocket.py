@@ -6,7 +6,6 @@ frame's way; the library is given everything else, and never sees a part of a me
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Self, cast
 
 import trio
@@ -114,7 +113,7 @@ class MediaSocket:
         Text is UTF-8. What comes after `take` returned True is kept. Raises `MediaSocketClosed`, and what `take` raises.
         """
         if not self._passed_on(take):
-            await self._transport.each(partial(self._received, take))
+            await self._transport.each(lambda data: self._received(take, data))
 
     def _received(self, take: Callable[[bytes, bool], bool], data: bytes) -> bool:
         at = 0
@@ -125,6 +124,8 @@ class MediaSocket:
             if take(text, True):
                 self._take_in(data[at:])
                 return True
+        if at == len(data) > 0 and self._open:
+            return False  # as nearly always
         if not data:
             self._protocol.receive_eof()
             self._flush()

@@ -1,6 +1,8 @@
 """The phone line as an agent sees it: `VoIP`, and `VoIPProxy`, which has it at the other end of the pipe."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, Self
 
 from protocol.link import Link, LinkClosed, RequestFailed
@@ -10,6 +12,7 @@ from protocol.messages import (
     Dispose,
     Event,
     Hangup,
+    Media,
     Message,
     Metadata,
     PauseRecording,
@@ -51,6 +54,17 @@ class VoIP(ABC):
     @abstractmethod
     async def __anext__(self) -> Event:
         """Return what happens next on the line; ends when the line is gone. For one reader: the agent."""
+
+    async def listen(self, hear: Callable[[Media], None]) -> Event | None:
+        """Call `hear` with the caller's voice as it comes, and return what else happens, or None when the line is gone.
+
+        `hear` must not wait. For one reader: the agent. Raises what it raises.
+        """
+        async for event in self:
+            if not isinstance(event, Media):
+                return event
+            hear(event)
+        return None
 
     @abstractmethod
     def post(self, message: Message[bytes]) -> None:
@@ -176,13 +190,32 @@ class VoIPProxy(VoIP):
         return self._metadata
 
     async def __anext__(self) -> Event:
-        event = await anext(self._link)
+        return self._noted(await anext(self._link))
+
+    async def listen(self, hear: Callable[[Media], None]) -> Event | None:
+        event: Event | None = None
+
+        def take(message: Event) -> bool:
+            nonlocal event
+            if isinstance(message, Media):
+                hear(message)
+                return False
+            event = self._noted(message)
+            return True
+
+        await self._link.each(take)
+        return event
+
+    def _noted(self, event: Event) -> Event:
         if isinstance(event, Metadata):
             self._metadata = event
         return event
 
     def post(self, message: Message[bytes]) -> None:
-        self._tell(Post(message))
+        try:  # noqa: SIM105 - for every frame: `suppress`, or going through `_tell`, would cost as much as the rest of this
+            self._link.post(Post(message))
+        except LinkClosed:
+            pass
 
     async def room(self) -> None:
         await self._link.room()
@@ -199,11 +232,9 @@ class VoIPProxy(VoIP):
     def save(self, state: bytes, audio_ms: int) -> None:
         self._tell(Checkpoint(state, audio_ms))
 
-    def _tell(self, command: Post | Abort | Trace | Turn | Checkpoint) -> None:
-        try:  # noqa: SIM105 - for every frame: `suppress` would cost as much as the rest of this
+    def _tell(self, command: Abort | Trace | Turn | Checkpoint) -> None:
+        with suppress(LinkClosed):  # the call is over, and whoever iterates learns of it
             self._link.post(command)
-        except LinkClosed:
-            pass  # the call is over, and whoever iterates learns of it
 
     async def request(self, kind: type[Request], *, timeout_s: float, **fields: Any) -> str:
         return await self._link.request(kind, timeout_s=timeout_s, **fields)

@@ -5,6 +5,7 @@ ends in a `ProtocolError` that says what was wrong with it.
 """
 
 import struct
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -12,10 +13,13 @@ import msgspec
 MAX_FRAME_BYTES = 1 << 20  # a message is 20 ms of audio or a few strings; a megabyte is a mistake or an attack
 _LENGTH = struct.Struct("<I")
 _LENGTH_BYTES = _LENGTH.size
+_length, _with_length = _LENGTH.unpack_from, _LENGTH.pack  # looked up once, as they are used for every frame
+
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 Incoming = TypeVar("Incoming", bound=msgspec.Struct)
 
-_encoder = msgspec.msgpack.Encoder()
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class ProtocolError(Exception):
@@ -32,6 +36,9 @@ class FrameTooLarge(ProtocolError):
 class MalformedFrame(ProtocolError):
     """A frame's bytes are not a message of the expected vocabulary."""
 
+    def __init__(self, size: int, why: Exception) -> None:
+        super().__init__(f"a frame of {size} bytes is not a message: {why}")
+
 
 class VersionMismatch(ProtocolError):
     """The other side speaks another version of the vocabulary, or did not introduce itself."""
@@ -39,11 +46,11 @@ class VersionMismatch(ProtocolError):
 
 def encode(message: msgspec.Struct) -> bytes:
     """Return the frame for `message`. Raises `FrameTooLarge`."""
-    body = _encoder.encode(message)
+    body = _encode(message)
     size = len(body)
     if size > MAX_FRAME_BYTES:
         raise FrameTooLarge(size, MAX_FRAME_BYTES)
-    return _LENGTH.pack(size) + body
+    return _with_length(size) + body
 
 
 class FrameDecoder(Generic[Incoming]):
@@ -53,7 +60,7 @@ class FrameDecoder(Generic[Incoming]):
     """
 
     def __init__(self, union: Any, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(union)
+        self._decode: Callable[[bytes | memoryview], Incoming] = msgspec.msgpack.Decoder(union).decode
         self._max = max_frame_bytes
         self._buffer = bytearray()
         self._wanted = 0  # how long the buffer must be before its first frame is whole
@@ -74,34 +81,35 @@ class FrameDecoder(Generic[Incoming]):
                 return []
             data = bytes(self._buffer)
             self._buffer.clear()
+        body_bytes = len(data) - _LENGTH_BYTES
         try:
-            body_bytes = len(data) - _LENGTH_BYTES
-            if body_bytes >= 0 and _LENGTH.unpack_from(data)[0] == body_bytes <= self._max:
-                return [self._decode(data[_LENGTH_BYTES:])]  # as nearly always
+            if body_bytes >= 0 and _length(data)[0] == body_bytes <= self._max:
+                decode = self._decode
+                return [decode(data[_LENGTH_BYTES:])]  # as nearly always
             return self._split(data)
         except ProtocolError as error:
             self._error = error
             raise
+        except _UNREADABLE as error:
+            self._error = MalformedFrame(body_bytes, error)
+            raise self._error from error
 
     def _split(self, data: bytes) -> list[Incoming]:
         """Return the messages that are whole, and keep what is not."""
         messages: list[Incoming] = []
         view, start, self._wanted = memoryview(data), 0, _LENGTH_BYTES
         while len(data) - start >= _LENGTH_BYTES:
-            (size,) = _LENGTH.unpack_from(data, start)
+            (size,) = _length(data, start)
             if size > self._max:
                 raise FrameTooLarge(size, self._max)
             end = start + _LENGTH_BYTES + size
             if end > len(data):
                 self._wanted = end - start
                 break
-            messages.append(self._decode(view[start + _LENGTH_BYTES : end]))
+            try:
+                messages.append(self._decode(view[start + _LENGTH_BYTES : end]))
+            except _UNREADABLE as error:
+                raise MalformedFrame(size, error) from error
             start = end
         self._buffer += view[start:]
         return messages
-
-    def _decode(self, body: bytes | memoryview) -> Incoming:
-        try:
-            return self._decoder.decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise MalformedFrame(f"a frame of {len(body)} bytes is not a message: {error}") from error

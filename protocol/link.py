@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeAlias, TypeVar
 
 import msgspec
 import trio
 
+from protocol import readiness
 from protocol.framing import FrameDecoder, ProtocolError, VersionMismatch, encode
 from protocol.messages import PROTOCOL_VERSION, Failure, Hello, Reply, Request
-from protocol.readiness import notify_closing, read_each
 
 OUTBOX_BYTES = 1 << 20  # two minutes of audio; whoever is this far behind is not reading
 DROPPABLE_FRAMES = 250  # 5 s of 20 ms media: older speech is not worth waiting for
@@ -25,6 +25,7 @@ _RECEIVE_BYTES = 16 << 10  # at once: as a rule there is one message of 200
 _REPLY_GRACE_S = 1.0  # a reply that says "timed out" should win over our own clock
 
 Incoming = TypeVar("Incoming", bound=msgspec.Struct)
+WhenReadable: TypeAlias = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 class LinkClosed(Exception):
@@ -114,18 +115,16 @@ class Outbox:
 class Link(Generic[Incoming]):
     """A duplex link that receives messages of one union and sends whatever Struct it is given.
 
-    Only one task may read. `run` must be running somewhere for what the kernel did not take at once. `readable` is awaited
-    for something to read, by default by trio's own means; it may return early.
+    Only one task may read. `run` must be running somewhere for what the kernel did not take at once. `when_readable` calls
+    what `each` gives it whenever there is something to read, until it returns True; it may do so early.
     """
 
-    def __init__(
-        self, sock: socket.socket, incoming: Any, *, readable: Callable[[], Awaitable[object]] | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, incoming: Any, *, when_readable: WhenReadable | None = None) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_BYTES)
         self._sock = sock
         self._fd = sock.fileno()
-        self._readable = readable or partial(trio.lowlevel.wait_readable, self._fd)
+        self._when_readable = when_readable or partial(readiness.when_readable, self._fd)
         self._decoder: FrameDecoder[Incoming] = FrameDecoder(incoming)
         self._unread = b""  # by a process that had this end before
         self._inbox: deque[Incoming] = deque()
@@ -246,8 +245,8 @@ class Link(Generic[Incoming]):
     async def each(self, take: Callable[[Incoming], bool]) -> None:
         """Pass messages to `take`, which must not wait, as they come, until it returns True or the other side is gone.
 
-        What comes after it returned True is kept. For an end that makes no requests. Raises `ProtocolError`, and what `take`
-        raises.
+        What comes after it returned True is kept. Replies to requests go to whoever waits for them. Raises `ProtocolError`,
+        and what `take` raises.
         """
         if self._unread:
             unread, self._unread = self._unread, b""
@@ -256,18 +255,21 @@ class Link(Generic[Incoming]):
             if take(self._inbox.popleft()):
                 return
         if not self._ended:
-            await read_each(self._sock, partial(self._pass_on, take))
+            await self._when_readable(readiness.reader(self._sock, lambda data: self._pass_on(take, data)))
 
     def _pass_on(self, take: Callable[[Incoming], bool], data: bytes) -> bool:
         if not data:
             self._end()
             return True
-        messages = iter(self._decoder.feed(data))
-        for message in messages:
-            if take(message):
-                self._inbox.extend(messages)
-                return True
-        return False
+        enough = False
+        for message in self._decoder.feed(data):
+            if isinstance(message, Reply):
+                self._answered(message)
+            elif enough:
+                self._inbox.append(message)
+            else:
+                enough = take(message)
+        return enough
 
     @property
     def ended(self) -> bool:
@@ -280,7 +282,7 @@ class Link(Generic[Incoming]):
             return unread
         while not self._ended:
             try:
-                await self._readable()
+                await trio.lowlevel.wait_readable(self._fd)
                 if data := self._sock.recv(_RECEIVE_BYTES):
                     return data
             except BlockingIOError:
@@ -345,7 +347,7 @@ class Link(Generic[Incoming]):
         """Close this end; whoever waits on it is woken."""
         if self._sock.fileno() != -1:
             self._end()
-            notify_closing(self._fd)
+            readiness.notify_closing(self._fd)
             self._sock.close()
 
 

@@ -10,7 +10,6 @@ import select
 import socket
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,7 +55,8 @@ class _Loop:
         """Return for how long the loop would wait now: not at all if the task is cancelled, which it would be told."""
         if self._task._cancel_status.effectively_cancelled:
             return 0.0
-        left_s = self._next_deadline() - self._now()
+        next_deadline, now = self._next_deadline, self._now
+        left_s = next_deadline() - now()
         return left_s if left_s < _LONGEST_S else _LONGEST_S
 
 
@@ -96,12 +96,18 @@ class Readiness:
         self._sockets.unregister(fd)
         self._everything.unregister(fd)
 
-    async def wait(self) -> list[tuple[int, int]]:
-        """Return those that can be read, or whose other end is gone, each with its epoll events; none, rarely."""
-        if self._solitude.lasts and (ready := self._wait_in_place()):
-            return ready
-        await trio.lowlevel.wait_readable(self._sockets)
-        return self._sockets.poll(0)
+    async def each(self, serve: Callable[[list[tuple[int, int]]], bool]) -> None:
+        """Call `serve` with those that can be read or have ended, each with its epoll events, until it returns True.
+
+        It must not wait. Raises what it raises.
+        """
+        while True:
+            ready = self._wait_in_place() if self._solitude.lasts else []
+            if not ready:
+                await trio.lowlevel.wait_readable(self._sockets)
+                ready = self._sockets.poll(0)
+            if ready and serve(ready):
+                return
 
     def _wait_in_place(self) -> list[tuple[int, int]]:
         """Block in the loop's place. Return nothing when it is the loop's turn."""
@@ -131,24 +137,25 @@ class Readers:
             _current.set(self)
             try:
                 task_status.started()
-                await self._read(self._readiness)
+                await self._readiness.each(self._read)
             finally:
                 _current.set(None)
                 for fd in tuple(self._readings):
                     self.closing(fd)
 
-    async def _read(self, readiness: Readiness) -> None:
-        while True:
-            for fd, _ in await readiness.wait():
-                if (reading := self._readings.get(fd)) is None:  # one of this round has ended another's wait
-                    continue
-                try:
-                    ended = reading.in_context(reading.read)
-                except Exception as error:  # noqa: BLE001 - raised again where it is waited for; it must not end the others
-                    self._end(fd, error)
-                    continue
-                if ended:
-                    self._end(fd)
+    def _read(self, ready: list[tuple[int, int]]) -> bool:
+        for fd, _ in ready:
+            if (reading := self._readings.get(fd)) is None:  # one of this round has ended another's wait
+                continue
+            in_context = reading.in_context
+            try:
+                ended = in_context(reading.read)
+            except Exception as error:  # noqa: BLE001 - raised again where it is waited for; it must not end the others
+                self._end(fd, error)
+                continue
+            if ended:
+                self._end(fd)
+        return False
 
     async def serve(self, fd: int, read: Callable[[], bool]) -> None:
         """See `when_readable`."""
@@ -207,17 +214,23 @@ async def when_readable(fd: int, read: Callable[[], bool]) -> None:
 
 async def read_each(sock: socket.socket, take: Callable[[bytes], bool]) -> None:
     """Pass bytes to `take` as they come, none for the end however it came, until it returns True. Raises what it raises."""
-    await when_readable(sock.fileno(), partial(_read, sock, take))
+    await when_readable(sock.fileno(), reader(sock, take))
 
 
-def _read(sock: socket.socket, take: Callable[[bytes], bool]) -> bool:
-    try:
-        data = sock.recv(TURN_BYTES)
-    except BlockingIOError:
-        return False
-    except OSError:
-        data = b""
-    return take(data)
+def reader(sock: socket.socket, take: Callable[[bytes], bool]) -> Callable[[], bool]:
+    """Return what passes to `take` what there is to read, none for the end however it came, and returns what that does."""
+    receive = sock.recv
+
+    def read() -> bool:
+        try:
+            data = receive(TURN_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        return take(data)
+
+    return read
 
 
 def notify_closing(fd: int) -> None:

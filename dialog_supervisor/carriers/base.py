@@ -115,7 +115,8 @@ class Leg(ABC):
         if not self.open and not self._playout.refuses(message.uuid):
             self._keep(message)
             return
-        now = self._now()
+        clock = self._now
+        now = clock()
         mark = self._playout.post(message.uuid, message.data, done=message.done, now=now)
         self._ahead_s = self._playout.ends_at - now
         if mark is None:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from protocol.messages import MessageDispatched
 
 BYTES_PER_MS = 8  # mu-law at 8 kHz
+_BYTE_S = 1 / BYTES_PER_MS / 1000
 _REMEMBERED = 256  # aborted utterances whose late audio is still to be refused
 
 
@@ -142,8 +143,8 @@ class Playout:
             chunks.popleft()  # it was played
         if audio:
             begins_at = self.ends_at if self.ends_at > now else now
-            self.ends_at = begins_at + len(audio) / BYTES_PER_MS / 1000
-            chunks.append((self.ends_at, audio))
+            self.ends_at = ends_at = begins_at + len(audio) * _BYTE_S
+            chunks.append((ends_at, audio))
             utterance.total_bytes += len(audio)
         if not done:
             return ""

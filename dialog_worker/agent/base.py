@@ -326,10 +326,7 @@ class Agent(Handlers):
 
     async def _listen(self) -> None:
         """Take what happens on the line, until the call is over and its last handler is done."""
-        async for event in self.voip:
-            if isinstance(event, Media):
-                self.on_media(event)
-                continue
+        while (event := await self.voip.listen(self.on_media)) is not None:
             if isinstance(event, Shutdown):
                 await self._handled(event)
                 return

@@ -17,11 +17,13 @@ from protocol.messages import (
     Checkpoint,
     Dtmf,
     Event,
+    Hangup,
     Heartbeat,
     Hello,
     Media,
     Message,
     Post,
+    Reply,
     Trace,
 )
 from protocol.readiness import TURN_BYTES, Readers
@@ -325,3 +327,23 @@ async def test_a_worker_that_has_said_much_is_read_a_little_between_two_messages
     turns = [list(heard) for who, heard in groupby(order) if who == "loud"]
     assert len(turns) > 2
     assert max(map(len, turns)) <= 2 * (TURN_BYTES // len(encode(post)) + 1)  # once before it and once behind it, in a round
+
+
+async def test_replies_among_what_is_passed_on_go_to_whoever_asked(pair: Pair, nursery: trio.Nursery) -> None:
+    heard: list[Struct] = []
+
+    def hear(event: Struct) -> bool:
+        heard.append(event)
+        return isinstance(event, Dtmf)
+
+    async def answer() -> None:
+        asked = await anext(pair.supervisor)
+        assert isinstance(asked, Hangup)
+        for message in (Media(0, b""), Dtmf("1"), Reply(asked.id, None, "done"), Dtmf("2")):  # which come as one
+            pair.supervisor.post(message)
+
+    nursery.start_soon(answer)
+    nursery.start_soon(pair.worker.each, hear)
+    assert await pair.worker.request(Hangup, timeout_s=5) == "done"
+    await pair.worker.each(hear)
+    assert heard == [Media(0, b""), Dtmf("1"), Dtmf("2")]

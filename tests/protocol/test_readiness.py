@@ -41,6 +41,18 @@ async def readers(nursery: trio.Nursery) -> AsyncIterator[Readers]:
     nursery.cancel_scope.cancel()
 
 
+async def wait(ready: Readiness) -> list[int]:
+    """Return the sockets that can be read as soon as there are any."""
+    found: list[int] = []
+
+    def take(events: list[tuple[int, int]]) -> bool:
+        found.extend(fd for fd, _ in events)
+        return True
+
+    await ready.each(take)
+    return found
+
+
 def talk_from_a_thread(here: socket.socket, count: int, every_s: float = 0.002) -> threading.Thread:
     """Send bytes one by one, as another process does: without a task that would wake the loop."""
 
@@ -64,7 +76,7 @@ async def test_what_another_sends_is_told_each_time() -> None:
         thread = talk_from_a_thread(here, 20)
         heard = b""
         while len(heard) < 20:
-            assert [fd for fd, _ in await ready.wait()] in ([], [there.fileno()])
+            assert await wait(ready) == [there.fileno()]
             heard += _received(there)
         thread.join()
 
@@ -87,8 +99,7 @@ async def test_who_sleeps_wakes_on_time_while_nothing_comes(nursery: trio.Nurser
     with pair() as (here, there), Readiness() as ready, trio.fail_after(NEVER_S):
         ready.add(there.fileno())
         nursery.start_soon(sleep)
-        while not await ready.wait():
-            pass
+        await wait(ready)
         assert woken.is_set()
 
 
@@ -104,7 +115,7 @@ async def test_who_sleeps_wakes_on_time_while_much_comes(nursery: trio.Nursery) 
         nursery.start_soon(sleep)
         here.send(b"x")
         while not woken.is_set():
-            await ready.wait()  # at once, as nobody takes what there is
+            await wait(ready)  # at once, as nobody takes what there is
 
 
 async def test_a_deadline_that_is_brought_forward_meanwhile_is_kept(nursery: trio.Nursery) -> None:
@@ -122,7 +133,7 @@ async def test_a_deadline_that_is_brought_forward_meanwhile_is_kept(nursery: tri
         nursery.start_soon(fall_silent)
         thread = talk_from_a_thread(here, 5)
         while not fell.is_set():
-            await ready.wait()
+            await wait(ready)
             if _received(there) == b"x":
                 silence.deadline = trio.current_time() + SOON_S
         thread.join()
@@ -136,7 +147,7 @@ async def test_what_a_thread_asks_for_is_done() -> None:
         threading.Timer(SOON_S, trio.lowlevel.current_trio_token().run_sync_soon, (asked.set,)).start()
         while not asked.is_set():
             with trio.move_on_after(SOON_S):
-                await ready.wait()
+                await wait(ready)
             _received(there)
         thread.join()
 
@@ -147,7 +158,7 @@ async def test_who_cancels_itself_between_two_waits_is_cancelled_at_the_next() -
         thread = talk_from_a_thread(here, 2)
         with trio.CancelScope() as scope:
             while True:
-                await ready.wait()
+                await wait(ready)
                 if _received(there):
                     scope.cancel()
         thread.join()
@@ -161,7 +172,7 @@ async def test_what_is_no_longer_waited_for_is_not_told() -> None:
         ready.remove(there.fileno())
         here.send(b"x")
         other.send(b"x")
-        assert [fd for fd, _ in await ready.wait()] == [quiet.fileno()]
+        assert await wait(ready) == [quiet.fileno()]
 
 
 # Many readers

@@ -217,7 +217,8 @@ class TwilioLeg(Leg):
 
     def _read(self, data: bytes, text: bool) -> wire.Incoming | None:
         """Return the message, or None for one that was counted and dropped."""
-        self._heard_at = self._now()
+        now = self._now
+        self._heard_at = now()
         if text:
             try:
                 return wire.decode(data)
@@ -234,7 +235,8 @@ class TwilioLeg(Leg):
             return
         self.counts["frames_in"] += 1
         if media.payload:
-            self.emit(Media(media.timestamp, media.payload))
+            emit = self.emit
+            emit(Media(media.timestamp, media.payload))
 
     def _unreadable(self) -> None:
         self.counts["unreadable"] += 1
