@@ -85,12 +85,16 @@ class Answer:
         return choice.delta.content or ""
 
 
-def make_client(api_key: str | None, base_url: str | None) -> AsyncOpenAI:
-    """Return a client that suits a telephone call: HTTP/1.1 kept alive over its pauses, no silent retries.
+def make_http() -> httpx2.AsyncClient:
+    """Return an HTTP client that suits a telephone call: HTTP/1.1 kept alive over its pauses.
 
     HTTP/2 would go on generating, and billing, after a cancelled stream: httpcore sends no RST_STREAM.
     """
-    http = _spare.pop() if _spare else _make_http()
+    return _spare.pop() if _spare else _make_http()
+
+
+def make_client(api_key: str | None, base_url: str | None, http: httpx2.AsyncClient) -> AsyncOpenAI:
+    """Return a model's client that uses `http`, and retries nothing in silence."""
     try:
         client = AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
     except openai.OpenAIError as error:

@@ -18,7 +18,16 @@ from openai import AsyncStream
 from openai.types.chat import ChatCompletionChunk
 
 from dialog_worker.agent.base import QUEUE_SIZE_LIMIT, Agent, new_uuid
-from dialog_worker.agent.completion import Answer, Sentences, ToolCall, explain, make_client, next_text, request_of
+from dialog_worker.agent.completion import (
+    Answer,
+    Sentences,
+    ToolCall,
+    explain,
+    make_client,
+    make_http,
+    next_text,
+    request_of,
+)
 from dialog_worker.agent.memory import Memory, Saying, recall, with_every_result
 from dialog_worker.agent.tools import Tool, tools_of
 from dialog_worker.agent.turn import Question
@@ -75,7 +84,8 @@ class OpenAIAgent(Agent):
         self.options = options or {}
         self.history: list[dict[str, Any]] = []
         self.tools = tools_of(self)
-        self.openai = make_client(api_key, base_url)
+        self._http = make_http()
+        self.openai = make_client(api_key, base_url, self._http)
         self._failed_turns = 0
         self._asked_at = 0.0  # when its server was last sent a request
         self._mending = trio.CancelScope()  # while an ear that has failed is not known to hear again
@@ -150,14 +160,17 @@ class OpenAIAgent(Agent):
             self.save()
 
     async def _warm_up(self) -> None:
-        """Have an open connection to the model, so that the next turn does not pay for the handshakes."""
+        """Have an open connection to the model, so that the next turn does not pay for the handshakes.
+
+        It is asked for past the SDK, which would touch half a megabyte for it, and make a model of each that is listed.
+        """
         self._asked_at = trio.current_time()
         try:
-            await self.openai.get("/models", cast_to=httpx2.Response)  # unread: the SDK would make a model of each
-        except openai.APIConnectionError as error:
-            log.warning("the model at %s cannot be reached: %s", self.openai.base_url, error.__cause__ or error)
-        except openai.APIError as error:
-            log.debug("the model's server does not list its models: %s", error)
+            answer = await self._http.get(self.openai.base_url.join("models"), headers=self.openai.auth_headers)
+        except httpx2.HTTPError as error:
+            log.warning("the model at %s cannot be reached: %s", self.openai.base_url, str(error) or type(error).__name__)
+        else:
+            log.debug("the model's server was asked for its models: %d", answer.status_code)
 
     async def on_streaming_started(self, started: StreamingStarted) -> None:
         """Greet, unless the conversation has begun before; what else happens on the line is heard meanwhile."""

@@ -9,7 +9,7 @@ import trio.testing
 from httpcore2._async import http11
 
 from dialog_worker.agent import openai as agent_module
-from dialog_worker.agent.completion import KEEPALIVE_S, make_client, request_of
+from dialog_worker.agent.completion import KEEPALIVE_S, make_client, make_http, request_of
 from dialog_worker.testing import scripted_call
 
 from .desk import Desk
@@ -44,7 +44,7 @@ async def test_turns_share_one_warm_connection() -> None:
 async def test_a_connection_outlives_the_pauses_of_a_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
     late = SimpleNamespace(monotonic=time.monotonic)
     monkeypatch.setattr(http11, "time", late)
-    async with model_server() as server, make_client("k", server.url) as client:
+    async with model_server() as server, make_client("k", server.url, make_http()) as client:
         for _ in range(3):
             await client.models.list()
             monkeypatch.setattr(late, "monotonic", lambda now=late.monotonic: now() + KEEPALIVE_S - 1)
@@ -112,7 +112,7 @@ async def test_a_caller_who_speaks_soon_after_does_not_have_it_tried_again() -> 
 
 async def test_a_request_has_the_conversation_the_tools_and_the_options() -> None:
     said, tools = [{"role": "user", "content": "hi"}], [{"type": "function", "function": {"name": "book"}}]
-    async with model_server() as server, make_client("k", server.url) as client:
+    async with model_server() as server, make_client("k", server.url, make_http()) as client:
         server.scripts = [text("Yes.")]
         options = {"temperature": 0.2, "extra_body": {"top_k": 5}}
         async for _ in await client.chat.completions.create(**request_of("m", said, tools, options)):
