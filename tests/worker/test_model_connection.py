@@ -107,6 +107,17 @@ async def test_a_caller_who_speaks_soon_after_does_not_have_it_tried_again() -> 
         assert server.listed == 1
 
 
+async def test_a_model_that_cannot_be_reached_is_told_of_before_the_caller_has_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with model_server() as gone:
+        pass
+    async with scripted_call(Desk(gone)):
+        with trio.fail_after(PATIENCE_S):
+            while f"the model at {gone.url}/ cannot be reached: " not in caplog.text:  # noqa: ASYNC110 - another task's
+                await trio.sleep(0.01)
+
+
 # The request
 
 
