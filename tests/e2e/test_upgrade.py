@@ -154,6 +154,7 @@ async def test_a_hangup_that_waits_for_the_caller_to_have_heard_all_is_done_afte
     with twilio_api() as api:
         dialogd = start_dialogd(twilio={"api_url": api.url})
         async with calls_under_way(dialogd, 1) as [call]:
+            await call.say(bytes(24_000))  # 3 s that come back, and have to be heard: longer than an upgrade takes
             await call.press("5")
             await call.hear()
             while "goodbye" not in call.marks:
