@@ -12,8 +12,10 @@ except ImportError:  # a build of `websockets` without its C extension
 _EXTENDED_SIZES = {126: 2, 127: 8}  # bytes of the length that follows a frame's first two
 _FIN, _CONTROL, _MASKED, _SIZE = 0x80, 0x08, 0x80, 0x7F  # bits of a frame's first two bytes (RFC 6455, 5.2)
 _WHOLE_TEXT = 0x81  # a first byte: text that is not continued
+_LONG, _VERY_LONG = _MASKED | 126, _MASKED | 127  # second bytes
 _MASK_BYTES = 4
 _HEAD, _LONG_HEAD = struct.Struct(">BBH"), struct.Struct(">BBQ")
+_head = _HEAD.unpack_from
 
 
 def text_frame(text: bytes) -> bytes:
@@ -31,15 +33,17 @@ def whole_text(data: bytes, at: int, max_bytes: int) -> tuple[bytes, int] | None
 
     The usual is ASCII in one whole frame of a client, of at most `max_bytes`.
     """
-    if len(data) < at + 8 or data[at] != _WHOLE_TEXT:
+    if len(data) < at + 8:
         return None
-    size, begin = data[at + 1] - _MASKED, at + 6
-    if size == 126:
-        size, begin = data[at + 2] << 8 | data[at + 3], at + 8
-    elif size == 127 or size < 0:
+    first, second, size = _head(data, at)
+    if second == _LONG:
+        begin = at + 8
+    elif second >= _MASKED and second != _VERY_LONG:
+        begin, size = at + 6, second - _MASKED
+    else:
         return None
     end = begin + size
-    if end > len(data) or size > max_bytes:
+    if first != _WHOLE_TEXT or end > len(data) or size > max_bytes:
         return None
     text = apply_mask(data[begin:end], data[begin - _MASK_BYTES : begin])
     return (text, end) if text.isascii() else None

@@ -116,15 +116,16 @@ class MediaSocket:
             await self._transport.each(lambda data: self._received(take, data))
 
     def _received(self, take: Callable[[bytes, bool], bool], data: bytes) -> bool:
-        at = 0
-        while self._open and not self._unfinished.data and at < len(data):
-            if (found := whole_text(data, at, self._max_message_bytes)) is None:
-                break
-            text, at = found
-            if take(text, True):
-                self._take_in(data[at:])
-                return True
-        if at == len(data) > 0 and self._open:
+        at, size = 0, len(data)
+        if not self._unfinished.data:
+            while at < size and self._open:
+                if (found := whole_text(data, at, self._max_message_bytes)) is None:
+                    break
+                text, at = found
+                if take(text, True):
+                    self._take_in(data[at:])
+                    return True
+        if at == size > 0 and self._open:
             return False  # as nearly always
         if not data:
             self._protocol.receive_eof()

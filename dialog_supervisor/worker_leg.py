@@ -122,8 +122,9 @@ class WorkerLeg:
 
     def tell(self, event: Event) -> None:
         """Pass an event to the worker. Speech that it does not take in time is dropped, oldest first."""
-        link, audio = self.worker.link, isinstance(event, Media)
+        link, audio = self.worker.link, False
         if isinstance(event, Media):
+            audio = True
             self._recovery.heard(event)
         else:
             self._recovery.told(event)
