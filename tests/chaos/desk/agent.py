@@ -4,10 +4,11 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import trio
 
-from dialog_worker import Agent, CartesiaTTS, DeepgramSTT, Dtmf, Message, OpenAIAgent, VoIP, tool
+from dialog_worker import Agent, CartesiaTTS, DeepgramSTT, Dtmf, Media, Message, OpenAIAgent, VoIP, tool
 from dialog_worker.voip import VoIPProxy
 
 HOURS = json.loads(os.environ["HOURS"])  # what is said of each day of the week
@@ -31,7 +32,7 @@ class TimedLine(VoIPProxy):
 class Deaf(TimedLine):
     """A line that is read no further."""
 
-    async def __anext__(self) -> None:  # type: ignore[override] # nothing ever comes
+    async def listen(self, hear: Callable[[Media], None]) -> None:
         await trio.sleep_forever()
 
 
@@ -86,7 +87,10 @@ class Clerk(OpenAIAgent):
         os._exit(0)
 
     async def go_deaf(self) -> None:
-        self.voip.__class__ = Deaf
+        line = self.voip
+        assert isinstance(line, VoIPProxy)
+        line.__class__ = Deaf
+        VoIPProxy.post(line, Message("the last", b"", done=True))  # it is told that this was played, and reads no more
 
     async def leave(self) -> None:
         self.nursery.cancel_scope.cancel()
