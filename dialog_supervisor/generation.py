@@ -167,7 +167,9 @@ class Generation:
                 self._can_fork.set()
                 yield template
             finally:
-                self._template, self._can_fork = None, trio.Event()
+                self._template = None
+                if self._can_fork.is_set():  # who waits for a start that has failed waits for the next
+                    self._can_fork = trio.Event()
 
     @asynccontextmanager
     async def worker(self, worker: Worker) -> AsyncIterator[None]:

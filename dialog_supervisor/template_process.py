@@ -16,6 +16,7 @@ from msgspec import Struct
 from dialog_supervisor.config import Config
 from dialog_supervisor.confinement import orphans
 from dialog_supervisor.confinement.agents import confinement
+from dialog_supervisor.confinement.proc import state_of
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ping, Ready, Report
 from dialog_supervisor.worker import Worker
@@ -24,6 +25,7 @@ from protocol.messages import PROTOCOL_VERSION
 START_TIMEOUT_S = 60.0  # for the agent's imports
 PING_S = 1.0
 ANSWER_TIMEOUT_S = 3.0  # for a template, which answers within milliseconds, or within as many as a busy machine takes
+_STOPPED = "T"  # a state of proc_pid_stat(5)
 _TEMPLATE = ("-P", "-m", "dialog_supervisor.template")  # -P: nothing is imported from dialogd's own working directory
 
 log = structlog.get_logger("generation")
@@ -107,7 +109,7 @@ class TemplateProcess:
         """Wait until it has imported the agent. Raises `GenerationFailed`."""
         report = None
         with trio.move_on_after(START_TIMEOUT_S) as patience:
-            report, _ = await _receive(self._control)
+            report = await self._first_report()
         if patience.cancelled_caught:
             raise GenerationFailed(f"importing {config.agent.entry} takes over {START_TIMEOUT_S:g} s")
         match report:
@@ -122,6 +124,19 @@ class TemplateProcess:
                 raise GenerationFailed(snapshot.as_written(reason))
             case _:
                 raise GenerationFailed("the template process ended before it was ready; its last words are above")
+
+    async def _first_report(self) -> Report | None:
+        """Return what it says when it has started. Raises `GenerationFailed` if it was stopped: imports take their time."""
+        stopped_s = 0.0
+        while stopped_s < ANSWER_TIMEOUT_S:
+            with trio.move_on_after(PING_S):
+                report, _ = await _receive(self._control)
+                return report
+            stopped = False
+            with suppress(OSError):
+                stopped = state_of(self._process.pid) == _STOPPED
+            stopped_s = stopped_s + PING_S if stopped else 0.0
+        raise GenerationFailed(f"a signal has stopped the template process in its start, {ANSWER_TIMEOUT_S:g} s ago")
 
     async def serve(self) -> None:
         """Take its reports, until it is gone or answers no more."""

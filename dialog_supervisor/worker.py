@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import structlog
 import trio
@@ -15,6 +14,7 @@ from msgspec import Struct
 
 from dialog_supervisor.confinement import orphans
 from dialog_supervisor.confinement.cgroups import GROUPS
+from dialog_supervisor.confinement.proc import state_of
 from dialog_supervisor.output import Output, OutputState
 from dialog_supervisor.telemetry.metrics import Cause
 from dialog_supervisor.template import STACK_SIGNAL
@@ -219,8 +219,7 @@ class Worker:
 
     def _why_no_stack(self) -> str:
         with suppress(OSError):
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            return _UNANSWERING.get(state, "none: the process does not answer")
+            return _UNANSWERING.get(state_of(self.pid), "none: the process does not answer")
         return "none: the process is gone"
 
     async def stop(self, reason: str, grace_s: float) -> None:

@@ -15,3 +15,8 @@ def read_small(path: str | os.PathLike[str]) -> bytes:
         return content
     finally:
         os.close(fd)
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state, as of proc_pid_stat(5): "T" if a signal has stopped it. Raises OSError."""
+    return read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0].decode()
