@@ -146,6 +146,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve the link and watch the process until it is gone."""
+        self.link.reader_begins()
         self.heartbeat()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.link.run)

@@ -176,6 +176,10 @@ class Link(Generic[Incoming]):
         """For how many seconds the other side has read nothing of what waits for it."""
         return trio.current_time() - self._taken_at if self._outbox else 0.0
 
+    def reader_begins(self) -> None:
+        """There is somebody at the other side only now: what has waited until then is no fault of theirs."""
+        self._taken_at = trio.current_time()
+
     def post(self, message: msgspec.Struct, *, droppable: bool = False) -> None:
         """Send without waiting. Raises `LinkClosed`, `OutboxFull` or `FrameTooLarge`."""
         if self._closed:

@@ -46,6 +46,7 @@ _CRASHES_IN_C = (TAKES_OVER, "Fatal Python error", "Current thread", "Thread 0x"
 _GARBAGE = (TAKES_OVER, "worker breaks the protocol and is killed")
 _HALF_A_VOICE = ("stt: Deepgram: no answer to a voice",)  # that broke off in mid-sentence
 _DEAF = (TAKES_OVER, "worker is behind", "worker does not read and is killed", *_HALF_A_VOICE)
+_LATE = ("worker is behind",)  # with what was said before there was one
 _CUT = ("media socket lost", "Twilio reports an error")
 _MUTE = ("media socket lost", "nothing comes from the carrier", *_HALF_A_VOICE)
 _TEMPLATE = ("the template process",)
@@ -82,7 +83,13 @@ FAULTS = (
     Fault("garbage on the pipe", strikes.press("7"), may_log=_GARBAGE),
     Fault("full pipe", strikes.when_next(strikes.press("9"), "agent", after_s=0.3), may_log=_DEAF, may_repeat=True),
     Fault("template killed", strikes.signal_template(signal.SIGKILL), "next", may_say=_TEMPLATE),
-    Fault("template stopped", strikes.signal_template(signal.SIGSTOP), "next", may_say=_TEMPLATE),
+    Fault(
+        "template stopped",
+        strikes.signal_template(signal.SIGSTOP),
+        "next",
+        may_log=_LATE,
+        may_say=(*_TEMPLATE, "the agent's code cannot be imported any more"),  # one may be stopped in its start
+    ),
     Fault("code that does not import", strikes.load_broken_code, "next", may_say=_REFUSED),
     Fault(
         "code that crashes each call",

@@ -9,11 +9,11 @@ import trio
 from tests.conftest import StartDialogd
 from tests.e2e.control import PATIENCE_S
 from tests.e2e.daemon import PROBE, Dialogd
-from tests.e2e.twilio_client import PhoneCall, Twilio
+from tests.e2e.twilio_client import FRAME, PhoneCall, Twilio
 
 DIED = "the template process died and is started again; calls under way go on"
 STOPPED = "the template process does not answer and is killed"
-SLOW_IMPORT = "import time\n\ntime.sleep(1)\n" + PROBE
+SLOW_IMPORT = "import time\n\ntime.sleep(2.5)\n" + PROBE
 
 
 async def template_of(dialogd: Dialogd) -> int:
@@ -72,7 +72,10 @@ async def test_one_that_is_stopped_in_its_start_is_replaced_in_time_for_who_wait
             await trio.sleep(0.01)  # another process starts it
     os.kill(following[0], signal.SIGSTOP)
     async with Twilio(dialogd) as twilio, twilio.streaming() as call:
-        await call.echo()
+        for _ in range(400):  # more than the kernel keeps for a worker that is yet to come
+            await call.say(FRAME)
+        await call.hear()
     [told] = dialogd.find(event="the agent's code cannot be imported any more")
     assert told["reason"] == "a signal has stopped the template process in its start, 3 s ago"
     assert dialogd.find(event="no worker for this call") == []
+    assert dialogd.find(event="worker does not read and is killed") == []
