@@ -149,7 +149,7 @@ class Generation:
                     log.info("the template process runs again", generation=self.name)
                     await template.serve()
             except GenerationFailed as error:
-                log.error("the agent's code cannot be imported any more", reason=str(error))
+                log.error("the template process has not started again", reason=str(error))
 
     @asynccontextmanager
     async def _serving(self) -> AsyncIterator[TemplateProcess]:

@@ -83,13 +83,7 @@ FAULTS = (
     Fault("garbage on the pipe", strikes.press("7"), may_log=_GARBAGE),
     Fault("full pipe", strikes.when_next(strikes.press("9"), "agent", after_s=0.3), may_log=_DEAF, may_repeat=True),
     Fault("template killed", strikes.signal_template(signal.SIGKILL), "next", may_say=_TEMPLATE),
-    Fault(
-        "template stopped",
-        strikes.signal_template(signal.SIGSTOP),
-        "next",
-        may_log=_LATE,
-        may_say=(*_TEMPLATE, "the agent's code cannot be imported any more"),  # one may be stopped in its start
-    ),
+    Fault("template stopped", strikes.signal_template(signal.SIGSTOP), "next", may_log=_LATE, may_say=_TEMPLATE),
     Fault("code that does not import", strikes.load_broken_code, "next", may_say=_REFUSED),
     Fault(
         "code that crashes each call",

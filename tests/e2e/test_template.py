@@ -75,7 +75,7 @@ async def test_one_that_is_stopped_in_its_start_is_replaced_in_time_for_who_wait
         for _ in range(400):  # more than the kernel keeps for a worker that is yet to come
             await call.say(FRAME)
         await call.hear()
-    [told] = dialogd.find(event="the agent's code cannot be imported any more")
+    [told] = dialogd.find(event="the template process has not started again")
     assert told["reason"] == "a signal has stopped the template process in its start, 3 s ago"
     assert dialogd.find(event="no worker for this call") == []
     assert dialogd.find(event="worker does not read and is killed") == []
