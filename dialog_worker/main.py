@@ -48,11 +48,8 @@ def run(sock: socket.socket, create: Create, generation: str, call_id: str) -> i
 async def _serve(sock: socket.socket, create: Create, generation: str, call_id: str) -> int:
     with Readiness() as readiness:
         readiness.add(sock.fileno())
-
-        async def when_readable(read: Callable[[], bool]) -> None:
-            await readiness.each(lambda _: read())
-
-        return await _talk(Link(sock, Event, when_readable=when_readable), create, generation, call_id)
+        link: Link[Event] = Link(sock, Event, when_readable=lambda read: readiness.each(lambda _: read()))
+        return await _talk(link, create, generation, call_id)
 
 
 async def _talk(link: Link[Event], create: Create, generation: str, call_id: str) -> int:

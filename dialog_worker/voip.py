@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Literal, Self
 
 from protocol.link import Link, LinkClosed, RequestFailed
@@ -212,10 +211,7 @@ class VoIPProxy(VoIP):
         return event
 
     def post(self, message: Message[bytes]) -> None:
-        try:  # noqa: SIM105 - for every frame: `suppress`, or going through `_tell`, would cost as much as the rest of this
-            self._link.post(Post(message))
-        except LinkClosed:
-            pass
+        self._tell(Post(message))
 
     async def room(self) -> None:
         await self._link.room()
@@ -232,9 +228,11 @@ class VoIPProxy(VoIP):
     def save(self, state: bytes, audio_ms: int) -> None:
         self._tell(Checkpoint(state, audio_ms))
 
-    def _tell(self, command: Abort | Trace | Turn | Checkpoint) -> None:
-        with suppress(LinkClosed):  # the call is over, and whoever iterates learns of it
+    def _tell(self, command: Post | Abort | Trace | Turn | Checkpoint) -> None:
+        try:  # noqa: SIM105 - for every frame, where `suppress` makes an object and calls it twice
             self._link.post(command)
+        except LinkClosed:
+            pass  # the call is over, and whoever listens learns of it
 
     async def request(self, kind: type[Request], *, timeout_s: float, **fields: Any) -> str:
         return await self._link.request(kind, timeout_s=timeout_s, **fields)

@@ -162,7 +162,7 @@ class OpenAIAgent(Agent):
     async def _warm_up(self) -> None:
         """Have an open connection to the model, so that the next turn does not pay for the handshakes.
 
-        It is asked for past the SDK, which would touch half a megabyte for it, and make a model of each that is listed.
+        It is asked for past the SDK, which would touch half a megabyte for it.
         """
         self._asked_at = trio.current_time()
         try:
