@@ -16,6 +16,7 @@ from tests.e2e.site import checkpoint
 from tests.e2e.twilio_client import Place
 
 BOOT = Path(__file__).parents[2] / "deploy" / "systemd" / "boot"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # the system's, not that of who runs the tests
 GROUPS = Path("/sys/fs/cgroup")  # as the system sees it
 
 KEPT = """
@@ -31,7 +32,7 @@ class Machine(Controlled):
     def __init__(self, pid: int, port: int) -> None:
         self.root = Path(f"/proc/{pid}/root")
         self.place = Place(PUBLIC_URL, port)
-        self._enter = ["nsenter", "--target", str(pid), "--all", "timeout", str(PATIENCE_S)]
+        self._enter = ["nsenter", "--target", str(pid), "--all", "env", f"PATH={PATH}", "timeout", str(PATIENCE_S)]
 
     @property
     def control(self) -> Path:

@@ -74,13 +74,14 @@ async def test_a_refused_call_is_logged_and_counted_once_though_its_webhook_come
         refused = PhoneCall(twilio)
         await refused.ring()
         await refused.ring()
-        [line] = dialogd.find(event="call refused", call=refused.sid, level="warning")
+        line = await dialogd.logged(event="call refused", call=refused.sid, level="warning")
         status = await dialogd.ask("/status")
         shown = (await dialogd.ctl("status")).stdout
     assert (line["reason"], line["calls"]) == ("max_calls", 1)
     assert (status["refused"]["max_calls"], status["max_calls"]) == (before + 1, 1)
     assert f"refused since the start: {before + 1} max_calls" in shown
-    await dialogd.ended(call.sid)
+    await dialogd.ended(call.sid)  # and with it all that was logged before
+    assert dialogd.find(event="call refused", call=refused.sid) == [line]
 
 
 async def test_a_call_that_comes_while_none_is_taken_is_logged_with_that_reason(dialogd: Dialogd) -> None:
