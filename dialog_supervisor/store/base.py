@@ -26,6 +26,7 @@ class Fault(StrEnum):
     NO_THREAD = "the system permits dialogd no other thread"
     SLOW = "the file system does not answer in time"
     FAILED = "the file cannot be read or written"
+    LEFT = "dialogd stops, and has left the store already"
 
 
 REMEDIES = {
@@ -93,4 +94,4 @@ class Store(Protocol):
         """Return what this process needs to go on as the same owner when it executes itself anew."""
 
     async def close(self) -> None:
-        """Have nothing more of this owner here."""
+        """Have nothing more of this owner here, whatever else is still asked of this store: that fails."""

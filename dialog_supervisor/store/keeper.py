@@ -186,7 +186,7 @@ class Keeper:
 
     def _tell(self, error: StoreFailed) -> None:
         self._whole = True
-        if error.fault not in self._faults:
+        if error.fault is not Fault.LEFT and error.fault not in self._faults:
             self._faults.add(error.fault)
             log.error(
                 "calls are not kept for another dialogd; they go on",

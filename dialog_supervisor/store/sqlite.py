@@ -78,6 +78,7 @@ class SqliteStore:
         self._opened: list[tuple[int, int]] = []  # device and inode of the files that are open
         self._whole = False  # whether everything of this owner has been written to the file that is open
         self._taken: set[str] = set()  # calls, and not yet written or gone
+        self._left = False
         self._lock = threading.Lock()
         self._threads = trio.CapacityLimiter(_THREADS)
 
@@ -115,6 +116,8 @@ class SqliteStore:
 
     def _work(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         with self._lock:
+            if self._left:  # by who had the lock before: another write would be this owner's again
+                raise StoreFailed(Fault.LEFT, str(self._path))
             try:
                 return work(self._connected())
             except (sqlite3.Error, UnicodeError) as error:  # the latter of a text that is none, from wherever it came
@@ -256,6 +259,7 @@ class SqliteStore:
         return sum(held.get(owner, 0) for owner in past)
 
     def _leave(self, connection: sqlite3.Connection) -> None:
+        self._left = True
         owner = (self.lease.owner,)
         (of_others,) = connection.execute("SELECT count(*) FROM calls WHERE owner != ?", owner).fetchone()
         try:

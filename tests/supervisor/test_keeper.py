@@ -286,6 +286,14 @@ async def test_closing_closes_the_store(desk: Desk, autojump_clock: MockClock) -
     assert desk.store.closed
 
 
+async def test_whoever_asks_a_store_that_was_left_is_not_told_of_a_fault(desk: Desk, autojump_clock: MockClock) -> None:
+    await desk.keeper.close()
+    desk.store.faults = [Fault.LEFT]
+    with capture_logs() as log:
+        assert await desk.keeper.take("CA1", 1.0) is Missing.UNREADABLE
+    assert log == []
+
+
 # Taking up
 
 

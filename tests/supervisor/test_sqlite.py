@@ -167,6 +167,18 @@ async def test_who_closes_takes_its_calls_along_and_nobody_elses(
     assert sorted(path.name for path in file.parent.rglob("*")) == ["calls.sqlite", "calls.sqlite.owners"]
 
 
+async def test_who_has_closed_writes_nothing_any_more(store: SqliteStore, next_store: SqliteStore, file: Path) -> None:
+    await next_store.write(changes("CA2", whole=True))
+    die(next_store)
+    await store.write(changes("CA1", whole=True))
+    await store.close()
+    assert await failed(store, changes("CA1", whole=True)) is Fault.LEFT
+    with pytest.raises(StoreFailed):
+        await store.take("CA2", 5.0)
+    assert (rows(file), rows(file, "owners")) == (1, 1)
+    assert os.listdir(file.with_name("calls.sqlite.owners")) == [next_store.lease.owner]
+
+
 async def test_only_its_user_may_read_it(store: SqliteStore, file: Path) -> None:
     await store.write(changes("CA1", whole=True))
     assert file.parent.stat().st_mode & 0o777 == 0o700
