@@ -4,8 +4,8 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -33,13 +33,13 @@ from dialog_supervisor.generations import Generations, no_code
 from dialog_supervisor.http import Request, Response, Upgrade
 from dialog_supervisor.listening import listen, tls
 from dialog_supervisor.machine import Machine
+from dialog_supervisor.signals import Signals
 from dialog_supervisor.snapshot import GenerationFailed
 from dialog_supervisor.store.keeper import open_store
 from dialog_supervisor.switchboard import Switchboard
 from dialog_supervisor.systemd import ServiceNotifier, inherited_listener
 from dialog_supervisor.telemetry import metrics
 from dialog_supervisor.telemetry.figures import Figures
-from dialog_supervisor.upgrade.execution import let_signals_in
 from dialog_supervisor.upgrade.handover import Handover
 from dialog_supervisor.upgrade.succession import Succession
 from dialog_supervisor.worker import Worker
@@ -78,10 +78,12 @@ class Supervisor(Controlled):
         check_sandbox(self._config)
         descriptors.permit(self._config)
         context, listening = tls(self._config), self._listen()
-        async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
-            await nursery.start(Readers().run)
-            nursery.start_soon(self._switchboard.events.run)
-            with listening, _signals(signal.SIGHUP) as hangups:
+        hangups, stops = Signals([signal.SIGHUP]), Signals([signal.SIGTERM, signal.SIGINT])
+        with hangups, stops, listening:
+            async with httpx.AsyncClient() as http, trio.open_nursery() as nursery:
+                starting = await nursery.start(self._stop_in_the_start, stops, nursery.cancel_scope)
+                await nursery.start(Readers().run)
+                nursery.start_soon(self._switchboard.events.run)
                 await GROUPS.enter(self._config.workers)
                 await nursery.start(orphans.run)
                 await nursery.start(self._machine.run)
@@ -95,24 +97,34 @@ class Supervisor(Controlled):
                 await nursery.start(serve_control, self, self._config.control.socket)
                 await nursery.start(serve_figures, self._config, self.render_figures, self._probes)
                 nursery.start_soon(metrics.watch_loop)
-                with _signals(signal.SIGTERM, signal.SIGINT) as signals:
-                    async with trio.open_nursery() as calls:
-                        self._switchboard.open(calls)
-                        await nursery.start(self._listener.serve, listening)  # who connected before waits in the backlog
-                        self._succession.go_on(self._listener)
-                        await nursery.start(self._switchboard.keeper.run)  # to which a call not there by now has ended
-                        let_signals_in()
-                        nursery.start_soon(self._reload_on, hangups)
-                        nursery.start_soon(self._upgrade_when_wanted, self._listener)
-                        if self._watch is not None:
-                            nursery.start_soon(self._watch.run, self.reload)
-                        _forget_what_stays()
-                        self._say_ready(listening)
-                        nursery.start_soon(self._service.run)
-                        await self._until_told_to_stop(signals, calls)
+                starting.cancel()
+                async with trio.open_nursery() as calls:
+                    self._switchboard.open(calls)
+                    await nursery.start(self._listener.serve, listening)  # who connected before waits in the backlog
+                    self._succession.go_on(self._listener)
+                    await nursery.start(self._switchboard.keeper.run)  # to which a call not there by now has ended
+                    nursery.start_soon(self._reload_on, hangups)
+                    nursery.start_soon(self._upgrade_when_wanted, self._listener)
+                    if self._watch is not None:
+                        nursery.start_soon(self._watch.run, self.reload)
+                    _forget_what_stays()
+                    self._say_ready(listening)
+                    nursery.start_soon(self._service.run)
+                    await self._until_told_to_stop(stops, calls)
                 await self._switchboard.keeper.close()
                 nursery.cancel_scope.cancel()
         log.info("stopped")
+
+    async def _stop_in_the_start(
+        self, stops: Signals, everything: trio.CancelScope, *, task_status: trio.TaskStatus[trio.CancelScope]
+    ) -> None:
+        """End at a signal, until what this starts with is cancelled; a dialogd with calls takes them over first."""
+        with trio.CancelScope() as starting:
+            task_status.started(starting)
+            if self._handed is None:
+                number = await anext(stops)
+                log.info("stopping before it was ready", signal=number.name)
+                everything.cancel()
 
     def _listen(self) -> socket.socket:
         if self._handed is not None:
@@ -156,12 +168,12 @@ class Supervisor(Controlled):
         why = self._switchboard.objection
         return Response(200, "ok\n") if why is None else Response(503, f"{why}\n")
 
-    async def _reload_on(self, hangups: AsyncIterator[int]) -> None:
+    async def _reload_on(self, hangups: Signals) -> None:
         async for _ in hangups:
             with suppress(GenerationFailed):  # logged where it happened
                 await self.reload()
 
-    async def _until_told_to_stop(self, signals: AsyncIterator[int], calls: trio.Nursery) -> None:
+    async def _until_told_to_stop(self, signals: Signals, calls: trio.Nursery) -> None:
         """Wait for a signal, let the calls end, and return; a second signal ends them at once.
 
         SIGTERM leaves the calls `drain_timeout`; SIGINT, which is somebody at the keyboard, brings them the fallback now.
@@ -169,12 +181,12 @@ class Supervisor(Controlled):
         number = await anext(signals)
         self._admission.stopping = True
         timeout_s = 0.0 if number == signal.SIGINT else self._config.calls.drain_timeout
-        log.info("stopping", signal=signal.Signals(number).name, calls=len(self._switchboard.calls), drain_timeout=timeout_s)
+        log.info("stopping", signal=number.name, calls=len(self._switchboard.calls), drain_timeout=timeout_s)
         self._service.stopping()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._drain, timeout_s, nursery.cancel_scope)
             number = await anext(signals)
-            log.warning("stopping now", signal=signal.Signals(number).name, calls=len(self._switchboard.calls))
+            log.warning("stopping now", signal=number.name, calls=len(self._switchboard.calls))
             calls.cancel_scope.cancel()
 
     async def _drain(self, timeout_s: float, scope: trio.CancelScope) -> None:
@@ -287,12 +299,3 @@ def _forget_what_stays() -> None:
     """Have the collector look only at what calls make from now on: all that is here by now stays."""
     gc.collect()
     gc.freeze()
-
-
-@contextmanager
-def _signals(*numbers: signal.Signals) -> Iterator[AsyncIterator[int]]:
-    """Receive signals inside; from the end of the block on they are ignored, so that what comes last is not cut short."""
-    for number in numbers:
-        signal.signal(number, lambda *_: None)  # which leaving the receiver brings back; SIG_IGN would lose what waits
-    with trio.open_signal_receiver(*numbers) as received:
-        yield received

@@ -289,6 +289,7 @@ def main() -> int:
 
     The last two are JSON.
     """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # dialogd blocks those that it reads
     control_fd, directory, entry, generation, limiting, confining = sys.argv[1:]
     permitted = msgspec.json.decode(limiting, type=WorkersConfig, dec_hook=lambda kind, value: kind(value))  # paths
     confinement = msgspec.json.decode(confining, type=Confinement | None)

@@ -5,10 +5,8 @@ them. So nobody at the other end of a socket notices, and nothing has to be sent
 """
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
@@ -26,7 +24,6 @@ CHECK_TIMEOUT_S = 60.0  # for the new version to be imported, and to read what i
 STILL_TIMEOUT_S = 15.0  # for what is under way with a carrier to be done: its API is given ten seconds
 _POLL_S = 0.02
 _STDERR_FD = 2
-_HELD_BACK = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # while nobody is there to handle them
 
 
 class UpgradeFailed(Exception):
@@ -126,29 +123,13 @@ async def still(capture: Callable[[], Handover | str]) -> Handover:
             raise UpgradeFailed(f"after {STILL_TIMEOUT_S:g} s still {found}; try again")
 
 
-@contextmanager
-def holding_signals() -> Iterator[list[int]]:
-    """Inside, signals are only collected, in what this yields; afterwards they are sent again, to who handles them then."""
-    held: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in _HELD_BACK}
-    try:
-        yield held
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for came in held:
-            os.kill(os.getpid(), came)
-
-
-def execute(handover: Handover, held: Collection[int]) -> NoReturn:
-    """Become the version that is installed now, which gets the signals that were `held`. Raises `UpgradeFailed`."""
+def execute(handover: Handover) -> NoReturn:
+    """Become the version that is installed now, for which blocked signals wait. Raises `UpgradeFailed`."""
     try:
         fd = write(handover)
     except OSError as error:
         raise UpgradeFailed(f"the state cannot be written: {error.strerror}") from None
     with _kept([*handover.descriptors(), fd]):
-        for number in held:
-            signal.pthread_kill(threading.get_ident(), number)  # a blocked signal waits, also through an exec
         try:
             os.execv(sys.executable, command(HANDOVER_OPTION, fd))
         except OSError as error:
@@ -158,8 +139,7 @@ def execute(handover: Handover, held: Collection[int]) -> NoReturn:
 
 @contextmanager
 def _kept(fds: Collection[int]) -> Iterator[None]:
-    """Inside, an exec keeps these descriptors, and signals wait for whoever comes after it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    """Inside, an exec keeps these descriptors."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > _STDERR_FD:
             with suppress(OSError):  # the listing's own
@@ -170,7 +150,6 @@ def _kept(fds: Collection[int]) -> Iterator[None]:
         for fd in fds:
             with suppress(OSError):  # the state's own is closed
                 os.set_inheritable(fd, False)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def receive(fd: int) -> Handover:
@@ -183,8 +162,3 @@ def receive(fd: int) -> Handover:
         except OSError as error:
             raise UpgradeFailed(f"descriptor {one} is not there ({error.strerror}); use dialogctl upgrade") from None
     return handover
-
-
-def let_signals_in() -> None:
-    """After the exec, when there is somebody to handle them: take the signals that were held back."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)

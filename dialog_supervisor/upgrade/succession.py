@@ -1,7 +1,7 @@
 """What of this dialogd goes to the next, which is the same process executed anew, and what comes from the one before."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import structlog
 import trio
@@ -10,7 +10,7 @@ from dialog_supervisor.call import Call, MakeLeg
 from dialog_supervisor.connections import Listener
 from dialog_supervisor.generations import Generations
 from dialog_supervisor.switchboard import Switchboard
-from dialog_supervisor.upgrade.execution import UpgradeFailed, check, execute, holding_signals, still
+from dialog_supervisor.upgrade.execution import UpgradeFailed, check, execute, still
 from dialog_supervisor.upgrade.handover import Handover
 from protocol.messages import Metadata
 
@@ -81,10 +81,10 @@ class Succession:
         await trio.sleep(_ANSWER_S)
         try:
             async with self._generations.unchanged():
-                with listener.paused(), holding_signals() as held:
-                    handover = await still(lambda: self._hand_over(listener, held))
+                with listener.paused():
+                    handover = await still(lambda: self._hand_over(listener))
                     log.info("dialogd is executed anew", calls=len(handover.calls))
-                    execute(handover, held)
+                    execute(handover)
         except UpgradeFailed as error:
             self._give_up(error)
 
@@ -92,10 +92,10 @@ class Succession:
         self.failed, self.under_way = str(error), False
         log.error("the upgrade failed, and nothing has changed", reason=str(error))
 
-    def _hand_over(self, listener: Listener, held: Collection[int] = ()) -> Handover | str:
+    def _hand_over(self, listener: Listener) -> Handover | str:
         """Return everything for the next version, or what stands in the way of that. Raises `UpgradeFailed`."""
         now, admission = trio.current_time(), self._switchboard.admission
-        if held or admission.stopping:
+        if admission.stopping:
             raise UpgradeFailed("a signal came first")
         calls = {call.id: call.hand_over(now) for call in self._switchboard.calls.values()}
         told = tuple(transit for transit in calls.values() if transit is not None)

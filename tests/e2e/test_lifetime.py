@@ -61,6 +61,29 @@ async def test_sigint_brings_every_caller_the_fallback_without_waiting(start_dia
         assert await dialogd.exited() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_during_the_start_ends_it(tmp_path: Path, number: signal.Signals) -> None:
+    agent = write_agent(tmp_path / "agent", "import sys, time\nprint('importing', file=sys.stderr)\ntime.sleep(60)\n")
+    with Dialogd(write_config(tmp_path, agent), {}) as dialogd:
+        with trio.fail_after(PATIENCE_S):
+            while "importing" not in dialogd.text:  # noqa: ASYNC110 - no event: it is no line of the log
+                await trio.sleep(0.02)
+        dialogd.signal(number)
+        assert dialogd.wait_for_log(event="stopping before it was ready")["signal"] == number.name
+        dialogd.stop()
+
+
+def test_an_agents_process_has_no_signals_blocked(start_dialogd: StartDialogd) -> None:
+    blocked = {pid: _blocked(pid) for pid in start_dialogd().children()}
+    assert set(blocked.values()) == {0}
+
+
+def _blocked(pid: int) -> int:
+    """Return the mask of the signals that a process' main thread has blocked."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigBlk:")]
+    return int(line.split()[1], 16)
+
+
 BAD_AGENTS = {
     "cannot be imported": ("import no_such_module\n", "No module named 'no_such_module'"),
     "raises": ("def boom():\n    raise ValueError('my mistake')\n\nboom()\n", "ValueError: my mistake"),

@@ -1,15 +1,13 @@
 """What one version of dialogd can read of another's state, how it is started, and how long it waits to be still."""
 
 import os
-import signal
 import sys
 
 import msgspec
 import pytest
-import trio
 from trio.testing import MockClock
 
-from dialog_supervisor.upgrade.execution import UpgradeFailed, command, holding_signals, read, still
+from dialog_supervisor.upgrade.execution import UpgradeFailed, command, read, still
 from dialog_supervisor.upgrade.handover import VERSION, Handover
 from protocol.messages import PROTOCOL_VERSION
 
@@ -55,12 +53,3 @@ async def test_what_is_never_still_is_given_up_with_what_stands_in_the_way(autoj
 
     with pytest.raises(UpgradeFailed, match="after 15 s still 2 calls begin; try again"):
         await still(capture)
-
-
-async def test_signals_that_come_meanwhile_are_sent_again_afterwards() -> None:
-    with trio.open_signal_receiver(signal.SIGHUP) as received:
-        with holding_signals() as held:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert held == [signal.SIGHUP]
-        with trio.fail_after(1):
-            assert await anext(received) == signal.SIGHUP
