@@ -29,6 +29,8 @@ class Signals:
 
     def __init__(self, numbers: Sequence[signal.Signals]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:  # of one that is ignored, as by nohup or in a job of a shell's, what waits may be dropped
+            signal.signal(number, lambda *_: None)
         word = sum(1 << (number - 1) for number in numbers)
         mask = word.to_bytes(_WORD_BYTES, sys.byteorder).ljust(_SIGSET_BYTES, b"\0")
         self._fd = int(_libc.signalfd(_NEW, mask, os.O_CLOEXEC | os.O_NONBLOCK))

@@ -34,6 +34,19 @@ with Signals([HUP]) as hangups, Signals([TERM, INT]) as stops:
 """) == ["SIGHUP", "SIGINT"]
 
 
+def test_who_was_started_with_one_ignored_reads_it() -> None:
+    assert said("""
+if "again" not in sys.argv:
+    signal.signal(INT, signal.SIG_IGN)
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+with Signals([HUP]) as hangups, Signals([INT]) as stops:
+    for number in (INT, HUP):
+        os.kill(os.getpid(), number)
+    read(hangups)
+    read(stops)
+""") == ["SIGHUP", "SIGINT"]
+
+
 def test_who_waits_is_told() -> None:
     assert said("""
 with Signals([HUP]) as hangups:
