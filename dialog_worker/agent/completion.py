@@ -1,5 +1,6 @@
 """One answer of a chat-completions model: its client, and its chunks put together to sentences and tool calls."""
 
+import math
 import re
 from typing import Any
 
@@ -17,6 +18,11 @@ FIRST_CHUNK_TIMEOUT_S = 10.0  # for the model to think; the caller is told to wa
 KEEPALIVE_S = 120.0  # a conversation's pauses; the default of 5 s would shake hands anew in every turn
 _MIN_SENTENCE = 8  # characters; "Dr. " and "1. " are no sentences
 _SENTENCE_END = re.compile(r"[.!?…]['\")\]]*\s+|\n+|[。！？]")
+
+_PRACTICE = (
+    b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":'
+    b'[{"index":0,"delta":{"role":"assistant","content":"Let us see. "},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+)
 
 _spare: list[httpx2.AsyncClient] = []
 
@@ -143,6 +149,21 @@ async def next_text(stream: AsyncStream[ChatCompletionChunk], answer: Answer, pa
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             raise openai.APIConnectionError(message=f"the answer cannot be read: {error}", request=request) from error
     raise openai.APITimeoutError(request)
+
+
+async def practise() -> None:
+    """Go once through a request and its answer, without asking anybody.
+
+    A process that was forked copies each page that it writes to for the first time, which takes the first request a
+    millisecond longer than the others.
+    """
+    nobody = httpx2.MockTransport(lambda _: httpx2.Response(200, content=_PRACTICE))
+    http = httpx2.AsyncClient(transport=nobody, trust_env=False)
+    async with make_client("key", "http://nobody.invalid", http) as client:
+        stream = await client.chat.completions.create(**request_of("m", [], [], {}))
+        answer, sentences = Answer(), Sentences()
+        while (text := await next_text(stream, answer, math.inf)) is not None:
+            sentences.feed(text)
 
 
 def explain(error: openai.APIError) -> str:

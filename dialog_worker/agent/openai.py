@@ -26,6 +26,7 @@ from dialog_worker.agent.completion import (
     make_client,
     make_http,
     next_text,
+    practise,
     request_of,
 )
 from dialog_worker.agent.memory import Memory, Saying, recall, with_every_result
@@ -44,6 +45,7 @@ CHUNK_TIMEOUT_S = 3.0  # between chunks of an answer that has begun: the model h
 SAVE_AFTER_S = 0.05  # of a change; a voice takes longer for its first sample
 WATCH_S = 0.1  # while an ear is being mended, between two looks at whether the caller waits for it
 COOL_S = 4.0  # without a request; servers that close idle connections give them 5 s at least, uvicorn for one
+PRACTISE_AFTER_S = 0.1  # of speech: what it interrupts is interrupted by then, and few words are shorter
 END_TIMEOUT_S = 2.0  # for a stream to end once its last chunk has come
 _UNMENDABLE = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
@@ -88,6 +90,7 @@ class OpenAIAgent(Agent):
         self.openai = make_client(api_key, base_url, self._http)
         self._failed_turns = 0
         self._asked_at = 0.0  # when its server was last sent a request
+        self._practised = False
         self._mending = trio.CancelScope()  # while an ear that has failed is not known to hear again
         self._mending.cancel()
         self._saying: dict[str, tuple[dict[str, Any], Utterance]] = {}
@@ -172,6 +175,19 @@ class OpenAIAgent(Agent):
         else:
             log.debug("the model's server was asked for its models: %d", answer.status_code)
 
+    def _be_ready_to_answer(self) -> None:
+        """Somebody speaks, and will have said it soon."""
+        if trio.current_time() > self._asked_at + COOL_S:
+            self.nursery.start_soon(self._warm_up)
+        if not self._practised:
+            self._practised = True
+            self.nursery.start_soon(self._practise)
+
+    @staticmethod
+    async def _practise() -> None:
+        await trio.sleep(PRACTISE_AFTER_S)
+        await practise()
+
     async def on_streaming_started(self, started: StreamingStarted) -> None:
         """Greet, unless the conversation has begun before; what else happens on the line is heard meanwhile."""
         if not self.history:
@@ -246,8 +262,8 @@ class OpenAIAgent(Agent):
         if isinstance(hearing, ProviderError) and self._mending.cancel_called:
             self._mending = trio.CancelScope()
             self.nursery.start_soon(self._mind_the_ear, self._mending)
-        elif isinstance(hearing, SpeechStarted) and trio.current_time() > self._asked_at + COOL_S:
-            self.nursery.start_soon(self._warm_up)
+        elif isinstance(hearing, SpeechStarted):
+            self._be_ready_to_answer()
         elif isinstance(hearing, SpeechEnded):
             self._mending.cancel()
         await super()._hear(hearing)

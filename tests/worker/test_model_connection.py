@@ -10,6 +10,8 @@ from httpcore2._async import http11
 
 from dialog_worker.agent import openai as agent_module
 from dialog_worker.agent.completion import KEEPALIVE_S, make_client, make_http, request_of
+from dialog_worker.agent.completion import practise as really_practise
+from dialog_worker.agent.openai import PRACTISE_AFTER_S
 from dialog_worker.testing import scripted_call
 
 from .desk import Desk
@@ -116,6 +118,28 @@ async def test_a_model_that_cannot_be_reached_is_told_of_before_the_caller_has_a
         with trio.fail_after(PATIENCE_S):
             while f"the model at {gone.url}/ cannot be reached: " not in caplog.text:  # noqa: ASYNC110 - another task's
                 await trio.sleep(0.01)
+
+
+async def test_the_first_time_a_caller_speaks_the_request_is_practised_and_nobody_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    practised: list[float] = []
+
+    async def practise() -> None:
+        await really_practise()
+        practised.append(trio.current_time())
+
+    monkeypatch.setattr(agent_module, "practise", practise)
+    async with model_server() as server, scripted_call(Desk(server)) as call:
+        await until_tried(server, 1)
+        assert practised == []
+        for _ in range(2):
+            began_at = trio.current_time()
+            await call.caller_speaks()
+            await trio.sleep(2 * PRACTISE_AFTER_S)
+        assert len(practised) == 1
+        assert practised[0] < began_at
+    assert (server.requests, server.connections) == ([], 1)
 
 
 # The request
