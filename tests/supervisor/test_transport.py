@@ -132,7 +132,7 @@ async def test_an_error_of_another_kind_is_not_tried_again(api: TwilioApi) -> No
 
 async def test_an_api_that_does_not_answer_is_named(api: TwilioApi) -> None:
     api.speaks.clear()
-    error = await failure(api.url, 0.1)
+    error = await failure(api.url, 0.5)
     assert str(error) == f"Twilio's API at {api.url} cannot be reached: ReadTimeout"
     assert (error.code, error.status) == (None, None)
 
