@@ -6,6 +6,7 @@ account of the call is shown too.
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -40,6 +41,34 @@ Turns = Annotated[
 ]
 Flag = Annotated[bool, Parameter(negative=())]
 
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Elsewhere:
+    """Another dialogd than the configured one.
+
+    Parameters
+    ----------
+    url
+        A voice webhook to call instead of the configured dialogd; needs --token.
+    token
+        The auth token to sign with, for --url.
+    account_sid
+        The account's SID, for --url.
+    """
+
+    url: str = ""
+    token: str = ""
+    account_sid: str = ""
+
+    def target(self) -> Target:
+        """Return where to call. Raises `Failed`."""
+        if urlsplit(self.url).scheme not in {"http", "https"} or not urlsplit(self.url).hostname:
+            raise Failed(f"--url {self.url}: is not an address such as https://voice.example.com/twilio/voice")
+        return Target(self.url, self.account_sid or _ACCOUNT, self.token)
+
+
+_CONFIGURED = Elsewhere()
 app = App(name="dialogctl call", help_format="plaintext")
 
 
@@ -53,9 +82,7 @@ def call(
     out: Path | None = None,
     from_: Annotated[str, Parameter(name="--from")] = "+15550001111",
     to: str = "+15550002222",
-    url: str = "",
-    token: str = "",
-    account_sid: str = "",
+    elsewhere: Elsewhere = _CONFIGURED,
     check: Flag = False,
     max_seconds: float = 300.0,
     wait: float = 0.0,
@@ -80,12 +107,8 @@ def call(
         The caller's number.
     to
         The number called.
-    url
-        A voice webhook to call instead of the configured dialogd; needs --token.
-    token
-        The auth token to sign with, for --url.
-    account_sid
-        The account's SID, for --url.
+    elsewhere
+        Another dialogd than the configured one.
     check
         Fail unless 80 % of the words that the agent said are recognised in its voice.
     max_seconds
@@ -98,11 +121,11 @@ def call(
         The configuration file that dialogd runs with.
     """
     console = Console(stderr=json, highlight=False, markup=False, emoji=False)
-    if usage := _usage_error(turns, script, text=text, interrupt=interrupt, url=url, token=token):
+    if usage := _usage_error(turns, script, text=text, interrupt=interrupt, elsewhere=elsewhere):
         return complain("dialogctl call", usage, 2)
 
     def converse() -> Summary:
-        target = _remote(url, token, account_sid) if url else _configured(config)
+        target = elsewhere.target() if elsewhere.url else _configured(config)
         session = Session(target, console, from_, to, out, check=check, max_seconds=max_seconds, wait=wait)
         if script is None:
             return trio.run(session.run, turns, text, interrupt)
@@ -132,7 +155,7 @@ def _outcome(converse: Callable[[], Summary], console: Console, *, json: bool, c
 
 
 def _usage_error(
-    turns: Sequence[Line], script: Path | None, *, text: bool, interrupt: tuple[int, ...], url: str, token: str
+    turns: Sequence[Line], script: Path | None, *, text: bool, interrupt: tuple[int, ...], elsewhere: Elsewhere
 ) -> str:
     """Return what is wrong with a combination of options, "" for nothing."""
     if [bool(turns), script is not None, text].count(True) != 1:
@@ -141,15 +164,9 @@ def _usage_error(
         return "--interrupt goes with --say and --wav; in a --script, write '!' before the turn"
     if unknown := next((number for number in interrupt if not 1 <= number <= len(turns)), None):
         return f"--interrupt {unknown}: there are {len(turns)} turns; give the number of one"
-    if url and not token:
-        return f"--url {url} needs --token: the auth token that its webhooks are signed with"
+    if elsewhere.url and not elsewhere.token:
+        return f"--url {elsewhere.url} needs --token: the auth token that its webhooks are signed with"
     return ""
-
-
-def _remote(url: str, token: str, account_sid: str) -> Target:
-    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
-        raise Failed(f"--url {url}: is not an address such as https://voice.example.com/twilio/voice")
-    return Target(url, account_sid or _ACCOUNT, token)
 
 
 def _configured(file: Path) -> Target:

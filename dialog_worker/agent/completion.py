@@ -159,7 +159,7 @@ async def practise() -> None:
     """
     nobody = httpx2.MockTransport(lambda _: httpx2.Response(200, content=_PRACTICE))
     http = httpx2.AsyncClient(transport=nobody, trust_env=False)
-    async with make_client("key", "http://nobody.invalid", http) as client:
+    async with make_client("key", "http://practice.invalid", http) as client:
         stream = await client.chat.completions.create(**request_of("m", [], [], {}))
         answer, sentences = Answer(), Sentences()
         while (text := await next_text(stream, answer, math.inf)) is not None:
