@@ -1,5 +1,6 @@
 """One call as it is planned: what its caller says and when, and whether it lets the agent finish."""
 
+import math
 import os
 from dataclasses import dataclass
 from random import Random
@@ -50,6 +51,7 @@ class Talk:
         self.turn = 0
         self.final_at = 0.0
         self.cold_turns = 0  # whose request had to wait for a handshake
+        self.first_s = math.nan  # the first turn's `Share.REQUEST`
         self.writes_on = False  # the model is to be interrupted while it still writes
         self.ear: Ear | None = None
         self.ready = {what: trio.Event() for what in ("ear", "voice", "line")}
@@ -136,6 +138,8 @@ class Talk:
         if text != self.text or not self._shares.end(Share.REQUEST, (self.sid, self.turn), at):
             self.failures.append(f"call {self.number}, turn {self.turn}: the model was asked {text!r}")
         self.cold_turns += warm_since > self.final_at
+        if self.turn == 1:
+            self.first_s = at - self.final_at
 
     def sentence_written(self, at: float) -> None:
         """The model has written as much as the first sentence takes."""

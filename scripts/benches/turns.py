@@ -5,6 +5,7 @@ A dialogd serves calls of an ordinary OpenAI agent. The bench plays the carrier 
 before something is written, or by the kernel when something arrives.
 """
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -51,13 +52,14 @@ class Result(Struct, frozen=True):
     """What was measured. Figures are in milliseconds. `control`: the way through a process that only echoes.
 
     In real speech audio without its like cannot be told apart, and what an interruption throws away leaves nothing to find;
-    so there `missing` is not known.
+    so there `missing` is not known. `first`: the requests of each call's first turn.
     """
 
     mode: str
     calls: int
     turns: int
     shares: dict[str, Figure]
+    first: Figure | None
     missing: dict[str, int]
     cold_turns: int | None
     connections: int | None
@@ -174,6 +176,7 @@ async def _injected(directory: Path, plan: Plan) -> Result:
         calls=plan.calls,
         turns=model.turns,
         shares={share.name: shares.figure(share) for share in Share},
+        first=figure([talk.first_s for talk in talks if not math.isnan(talk.first_s)]),
         missing={share.name: shares.missing(share) for share in Share},
         cold_turns=sum(talk.cold_turns for talk in talks),
         connections=model.connections - connections,
@@ -197,6 +200,7 @@ async def _real(directory: Path, calls: int) -> Result:
         calls=calls,
         turns=len(shares.taken[Share.REQUEST]),
         shares={share.name: shares.figure(share) for share in Share},
+        first=None,
         missing={},
         cold_turns=None,
         connections=None,
@@ -249,6 +253,8 @@ def show(result: Result) -> None:
     busy = "; OTHERS USE THIS MACHINE, measure again" if control.p99 > QUIET_MS else ""
     print(f"bench: through a process that echoes: p50 {control.p50:.2f}, p99 {control.p99:.2f} ms of {control.count}{busy}")
     print(f"bench: from an arrival until the bench read it, in no figure: p50 {late.p50:.2f}, p99 {late.p99:.2f} ms")
+    if first := result.first:
+        print(f"bench: each call's first request: p50 {first.p50:.2f}, p99 {first.p99:.2f} ms of {first.count}")
     if result.connections is not None:
         print(
             f"bench: {result.connections} connections to the model, {result.handshakes} TLS handshakes, {result.calls} calls"
