@@ -25,7 +25,7 @@ async def test_on_the_phone_it_looks_up_a_table_and_connects_a_person(server: st
     with serving("tools", tmp_path, server) as dialogd:
         spoken = ["--say", "Is there a table free at eight?", "--say", "Can I speak to a person?"]
         summary = await place_call(dialogd, server, *spoken)
-    assert tool_calls(summary) == [("free_table", {"time": "20:00"}), ("transfer_to_person", {})]
+    assert tool_calls(summary) == [("free_table", {"time": "20:00"}), ("transfer_to_person", {})], summary
     assert remembered(summary, "tool") == ["yes, a table is free at 20:00", "the caller is being connected"]
     assert "Yes, a table is free at 20:00." in " ".join(remembered(summary, "assistant"))
     assert summary["ended"] == f"the call was handed on to {PERSON}"
