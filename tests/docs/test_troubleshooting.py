@@ -261,9 +261,8 @@ async def speak(dialogd: Dialogd, wanted: str) -> None:
         call = PhoneCall(twilio)
         await call.ring()
         with trio.fail_after(PATIENCE_S):
-            with suppress(
-                trio_websocket.ConnectionRejected
-            ):  # an agent that fails at once is over before its media socket is opened
+            # An agent that fails at once may be over before its media socket is opened.
+            with suppress(trio_websocket.ConnectionRejected):
                 async with call.stream():
                     await _said(dialogd, wanted)
             await _said(dialogd, wanted)

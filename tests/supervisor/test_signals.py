@@ -16,35 +16,33 @@ def read(signals):
     print(trio.run(once).name, flush=True)
 """
 
-
-def said(body: str, *arguments: str) -> list[str]:
-    """Return the lines that a program writes, which has to end well."""
-    done = subprocess.run([sys.executable, "-c", HEAD + body, *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()
-
-
-def test_each_is_read_where_it_belongs() -> None:
-    assert said("""
+BOTH = """
 with Signals([HUP]) as hangups, Signals([TERM, INT]) as stops:
     for number in (INT, HUP):
         os.kill(os.getpid(), number)
     read(hangups)
     read(stops)
-""") == ["SIGHUP", "SIGINT"]
+"""
+
+
+def said(body: str) -> list[str]:
+    """Return the lines that a program writes, which has to end well."""
+    done = subprocess.run([sys.executable, "-c", HEAD + body], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_each_is_read_where_it_belongs() -> None:
+    assert said(BOTH) == ["SIGHUP", "SIGINT"]
 
 
 def test_who_was_started_with_one_ignored_reads_it() -> None:
-    assert said("""
+    ignoring = """
 if "again" not in sys.argv:
     signal.signal(INT, signal.SIG_IGN)
     os.execv(sys.executable, [*sys.orig_argv, "again"])
-with Signals([HUP]) as hangups, Signals([INT]) as stops:
-    for number in (INT, HUP):
-        os.kill(os.getpid(), number)
-    read(hangups)
-    read(stops)
-""") == ["SIGHUP", "SIGINT"]
+"""
+    assert said(ignoring + BOTH) == ["SIGHUP", "SIGINT"]
 
 
 def test_who_waits_is_told() -> None:
