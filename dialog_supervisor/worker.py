@@ -109,6 +109,7 @@ class Worker:
 
     def forked(self, pid: int, pidfd: int) -> None:
         """The process exists."""
+        self.link.reader_begins()  # before anything that it says is read
         self.pid, self._pidfd = pid, pidfd
         orphans.expect(pid)
         self._inherited()
@@ -146,7 +147,6 @@ class Worker:
 
     async def run(self) -> None:
         """Serve the link and watch the process until it is gone."""
-        self.link.reader_begins()
         self.heartbeat()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.link.run)
