@@ -134,7 +134,7 @@ async def test_a_deadline_that_is_brought_forward_meanwhile_is_kept(nursery: tri
         thread = talk_from_a_thread(here, 5)
         while not fell.is_set():
             await wait(ready)
-            if _received(there) == b"x":
+            if _received(there).startswith(b"x"):  # a busy machine may bring several at once
                 silence.deadline = trio.current_time() + SOON_S
         thread.join()
 
