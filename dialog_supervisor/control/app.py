@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import anyio
 import msgspec
 import structlog
 import trio
@@ -227,6 +228,7 @@ async def serve_control(
     config.keep_alive_timeout = _KEEP_ALIVE_S
     config.graceful_timeout = 0
     app, start = control_app(controlled), _Start(task_status)
+    anyio.current_time()  # loads what Starlette's streams need of it: not at the first, while there are callers
     try:
         while True:
             try:
