@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeVar
 import structlog
 import trio
 
+from dialog_supervisor.rhythm import next_beat
 from dialog_supervisor.sections import CallsConfig
 
-_SAMPLE_S = 0.25  # in which a few dozen workers may have been forked
 LOAD_WINDOW_S = 5.0  # the load average's time constant: shorter than the kernel's minute, longer than a burst of webhooks
 _PROC = Path("/proc")
 _UNLIMITED = "max"  # of a control group, Documentation/admin-guide/cgroup-v2.rst
@@ -82,7 +82,7 @@ class Machine:
         self.sample()
         task_status.started()
         while True:
-            await trio.sleep(_SAMPLE_S)
+            await next_beat()  # until when a few dozen workers may have been forked
             self.sample()
 
     def sample(self) -> None:

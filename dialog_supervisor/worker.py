@@ -16,6 +16,7 @@ from dialog_supervisor.confinement import orphans
 from dialog_supervisor.confinement.cgroups import GROUPS
 from dialog_supervisor.confinement.proc import state_of
 from dialog_supervisor.output import Output, OutputState
+from dialog_supervisor.rhythm import beat_after
 from dialog_supervisor.telemetry.metrics import Cause
 from dialog_supervisor.template import STACK_SIGNAL
 from protocol.link import Link, LinkClosed, LinkState, OutboxFull
@@ -25,7 +26,6 @@ SILENCE_WARNED_OF_S = 2.0  # of a worker that sends a heartbeat a second: its ca
 HEARTBEAT_LIMIT_S = 5.0  # a worker sends one a second; a loop that has not turned for this long will not turn again
 UNREAD_LIMIT_S = 5.0  # of a worker whose loop turns; with what the kernel holds, within what the next worker is told of
 LAG_LIMIT_MS = 500  # a caller hears half a second
-_TOGETHER_S = 0.1  # the watches of all workers wake at multiples of this: one round of the loop serves many of them
 _STATUS_GRACE_S = 0.5  # for the template's report to follow the pidfd's
 _UNANSWERING = {  # the states of a process that runs no signal handler, proc_pid_stat(5)
     "T": "none: the process was stopped by a signal",
@@ -203,7 +203,7 @@ class Worker:
         """Return when nothing was heard for so long; with `since`, also when something was heard after that time."""
         while since in (None, self._heard_at) and self._heard_at + limit_s > (now := trio.current_time()):
             due = min(self._heard_at + limit_s, now + SILENCE_WARNED_OF_S)  # not for ever
-            await trio.sleep_until(math.ceil(due / _TOGETHER_S) * _TOGETHER_S)
+            await trio.sleep_until(beat_after(due))
 
     async def stack(self, asking: int = STACK_SIGNAL) -> str:
         """Return where the process's main thread is, or all threads are, or why it cannot be told."""

@@ -11,6 +11,7 @@ import trio
 
 from dialog_supervisor.confinement.orphans import descendants
 from dialog_supervisor.confinement.proc import read_small
+from dialog_supervisor.rhythm import next_beat
 from dialog_supervisor.sections import WorkersConfig
 from dialog_supervisor.template import STACKS_SIGNAL
 from dialog_supervisor.worker import Worker
@@ -20,7 +21,6 @@ PASS_S = 2.0  # between two looks at the same worker, when there are few
 GOES_ON_S = 5.0  # from the warning until a worker that uses as much as before is killed
 _AT_ONCE = 8  # workers, which takes a third of a millisecond
 _PAUSE_S = 0.03  # then: the task takes a fiftieth of the loop at most, however many there are
-_FLOOD_POLL_S = 0.25
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 Verdict = Literal["warn", "kill"]
@@ -105,8 +105,8 @@ class Meter:
             while True:
                 began_at, tasks = trio.current_time(), self._tasks()
                 await self._look_at_all(nursery)
-                while trio.current_time() < began_at + PASS_S and not self._flooded(tasks):  # noqa: ASYNC110 - a count that changes
-                    await trio.sleep(_FLOOD_POLL_S)
+                while trio.current_time() < began_at + PASS_S and not self._flooded(tasks):
+                    await next_beat()
 
     def _flooded(self, before: int | None) -> bool:
         now = self._tasks()

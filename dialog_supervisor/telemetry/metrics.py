@@ -13,6 +13,7 @@ import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from dialog_supervisor.carriers.twilio import addresses
+from dialog_supervisor.rhythm import beat_after
 from protocol.messages import Turn
 
 Party = Literal["caller", "agent", "operator", "dialogd"]
@@ -21,7 +22,6 @@ Closed = Literal["max_connections", "descriptors"]
 SwapResult = Literal["done", "failed"]
 TrialVerdict = Literal["promoted", "rolled_back"]
 
-_LOOP_SAMPLE_S = 0.25  # between two looks at how late the loop is
 _MS = 1000
 _TURN_BUCKETS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0)
 _WEBHOOK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -187,6 +187,6 @@ def forking() -> Iterator[None]:
 async def watch_loop() -> None:
     """Enter how late the event loop is, until cancelled."""
     while True:
-        due = trio.current_time() + _LOOP_SAMPLE_S
+        due = beat_after(trio.current_time())
         await trio.sleep_until(due)
         LOOP_LAG_SECONDS.observe(trio.current_time() - due)
