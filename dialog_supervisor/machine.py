@@ -82,7 +82,7 @@ class Machine:
         self.sample()
         task_status.started()
         while True:
-            await next_beat()  # until when a few dozen workers may have been forked
+            await trio.sleep_until(next_beat())  # until when a few dozen workers may have been forked
             self.sample()
 
     def sample(self) -> None:

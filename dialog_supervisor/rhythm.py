@@ -7,11 +7,11 @@ import trio
 BEAT_S = 0.25
 
 
-def beat_after(at: float) -> float:
-    """Return the first beat later than `at`, by trio's clock."""
-    return (math.floor(at / BEAT_S) + 1) * BEAT_S
+def beat(at: float) -> float:
+    """Return the first beat that is not before `at`, by trio's clock."""
+    return math.ceil(at / BEAT_S) * BEAT_S
 
 
-async def next_beat() -> None:
-    """Wait for it."""
-    await trio.sleep_until(beat_after(trio.current_time()))
+def next_beat() -> float:
+    """Return the one that follows the present one."""
+    return beat(trio.current_time() + BEAT_S / 2)

@@ -16,7 +16,7 @@ from dialog_supervisor.confinement import orphans
 from dialog_supervisor.confinement.cgroups import GROUPS
 from dialog_supervisor.confinement.proc import state_of
 from dialog_supervisor.output import Output, OutputState
-from dialog_supervisor.rhythm import beat_after
+from dialog_supervisor.rhythm import beat
 from dialog_supervisor.telemetry.metrics import Cause
 from dialog_supervisor.template import STACK_SIGNAL
 from protocol.link import Link, LinkClosed, LinkState, OutboxFull
@@ -203,7 +203,7 @@ class Worker:
         """Return when nothing was heard for so long; with `since`, also when something was heard after that time."""
         while since in (None, self._heard_at) and self._heard_at + limit_s > (now := trio.current_time()):
             due = min(self._heard_at + limit_s, now + SILENCE_WARNED_OF_S)  # not for ever
-            await trio.sleep_until(beat_after(due))
+            await trio.sleep_until(beat(due))
 
     async def stack(self, asking: int = STACK_SIGNAL) -> str:
         """Return where the process's main thread is, or all threads are, or why it cannot be told."""

@@ -105,8 +105,8 @@ class Meter:
             while True:
                 began_at, tasks = trio.current_time(), self._tasks()
                 await self._look_at_all(nursery)
-                while trio.current_time() < began_at + PASS_S and not self._flooded(tasks):
-                    await next_beat()
+                while trio.current_time() < began_at + PASS_S and not self._flooded(tasks):  # noqa: ASYNC110 - a count that changes
+                    await trio.sleep_until(next_beat())
 
     def _flooded(self, before: int | None) -> bool:
         now = self._tasks()

@@ -13,7 +13,7 @@ import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from dialog_supervisor.carriers.twilio import addresses
-from dialog_supervisor.rhythm import beat_after
+from dialog_supervisor.rhythm import next_beat
 from protocol.messages import Turn
 
 Party = Literal["caller", "agent", "operator", "dialogd"]
@@ -187,6 +187,6 @@ def forking() -> Iterator[None]:
 async def watch_loop() -> None:
     """Enter how late the event loop is, until cancelled."""
     while True:
-        due = beat_after(trio.current_time())
+        due = next_beat()
         await trio.sleep_until(due)
         LOOP_LAG_SECONDS.observe(trio.current_time() - due)

@@ -4,25 +4,26 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dialog_supervisor.rhythm import BEAT_S, beat_after, next_beat
+from dialog_supervisor.rhythm import BEAT_S, beat, next_beat
 
 
-@pytest.mark.parametrize(("at", "beat"), [(0.0, 0.25), (0.1, 0.25), (0.25, 0.5), (0.26, 0.5), (1e9 + 0.3, 1e9 + 0.5)])
-def test_a_beat_is_later_than_what_it_follows(at: float, beat: float) -> None:
-    assert beat_after(at) == beat
+@pytest.mark.parametrize(("at", "first"), [(0.0, 0.0), (0.1, 0.25), (0.25, 0.25), (0.26, 0.5), (1e9 + 0.3, 1e9 + 0.5)])
+def test_a_beat_is_not_before_what_is_due(at: float, first: float) -> None:
+    assert beat(at) == first
 
 
 async def test_those_who_began_at_different_times_wake_at_the_same(autojump_clock: MockClock) -> None:
     woken: list[float] = []
 
-    async def look(begins_after_s: float) -> None:
-        await trio.sleep(begins_after_s)
+    async def look(begins_at: float) -> None:
+        await trio.sleep(begins_at)
         for _ in range(3):
-            await next_beat()
+            await trio.sleep_until(next_beat())
             woken.append(trio.current_time())
+            await trio.sleep(BEAT_S / 10)  # what the look itself takes
 
     async with trio.open_nursery() as nursery:
         for number in range(5):
-            nursery.start_soon(look, number * BEAT_S / 10)
-    assert sorted(set(woken)) == [beat * BEAT_S for beat in (1, 2, 3)]
+            nursery.start_soon(look, BEAT_S * (1 + number / 10))
     assert len(woken) == 15
+    assert sorted(set(woken)) == [beat * BEAT_S for beat in (2, 3, 4)]
