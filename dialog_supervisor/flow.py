@@ -21,6 +21,8 @@ class Flood(ProtocolError):
 class Flow:
     """Counts one worker's messages. No I/O; `clock` gives the time in seconds."""
 
+    __slots__ = ("_calm_at", "_clock", "_count", "_counted_from")
+
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._count = 0

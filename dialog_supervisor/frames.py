@@ -52,6 +52,8 @@ def whole_text(data: bytes, at: int, max_bytes: int) -> tuple[bytes, int] | None
 class Unfinished:
     """What has come of a message whose end has not, as bytes: whoever takes the socket over is fed them again. No I/O."""
 
+    __slots__ = ("_frame", "_wanted", "data")
+
     def __init__(self) -> None:
         self.data = bytearray()
         self._frame = 0  # where the last frame in it begins, which is not whole

@@ -52,6 +52,21 @@ class Recovery:
     `changed` is called when anything but the audio is different.
     """
 
+    __slots__ = (
+        "_audio",
+        "_audio_ends_ms",
+        "_changed",
+        "_deaths",
+        "_died_here",
+        "_metadata",
+        "_missed",
+        "_recent",
+        "_restarts",
+        "_started",
+        "_state",
+        "_window_s",
+    )
+
     def __init__(
         self, metadata: Metadata, restarts: int, window_s: float, changed: Callable[[], None] = lambda: None
     ) -> None:

@@ -19,6 +19,8 @@ _RECEIVE_BYTES = 16 << 10  # at once: as a rule there is one message of 350
 class Transport(ABC):
     """Bytes in by `receive`, bytes out by `write`, which keeps what cannot leave at once for `run` to send."""
 
+    __slots__ = ("_room", "_work", "pending")
+
     def __init__(self) -> None:
         self.pending = bytearray()
         self._work = trio.Event()
@@ -67,6 +69,8 @@ class Transport(ABC):
 
 class ReadinessTransport(Transport):
     """A plain, non-blocking socket, used as soon as the kernel says that it is ready."""
+
+    __slots__ = ("_fd", "_sock")
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
@@ -117,6 +121,8 @@ class ReadinessTransport(Transport):
 
 class StreamTransport(Transport):
     """Any trio stream; TLS in practice."""
+
+    __slots__ = ("_stream",)
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         super().__init__()

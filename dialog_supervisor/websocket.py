@@ -6,6 +6,7 @@ frame's way; the library is given everything else, and never sees a part of a me
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Self, cast
 
 import trio
@@ -48,6 +49,8 @@ class MediaSocketState(Struct, frozen=True, forbid_unknown_fields=True):
 
 class MediaSocket:
     """A server's end of a WebSocket: whole messages in, text out. Pings are answered by the way."""
+
+    __slots__ = ("_fragments", "_max_message_bytes", "_messages", "_open", "_protocol", "_transport", "_unfinished")
 
     def __init__(self, transport: Transport, protocol: Protocol, max_message_bytes: int) -> None:
         self._transport = transport
@@ -113,7 +116,7 @@ class MediaSocket:
         Text is UTF-8. What comes after `take` returned True is kept. Raises `MediaSocketClosed`, and what `take` raises.
         """
         if not self._passed_on(take):
-            await self._transport.each(lambda data: self._received(take, data))
+            await self._transport.each(partial(self._received, take))
 
     def _received(self, take: Callable[[bytes, bool], bool], data: bytes) -> bool:
         at, size = 0, len(data)

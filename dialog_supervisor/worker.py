@@ -56,6 +56,23 @@ class Worker:
     there are no descriptors left. With `taken_over`, the process exists, and another was its supervisor before.
     """
 
+    __slots__ = (
+        "_heard_at",
+        "_killed_for",
+        "_output",
+        "_pidfd",
+        "_reported",
+        "_theirs",
+        "call_id",
+        "exit_code",
+        "exited",
+        "group",
+        "introduced",
+        "link",
+        "pid",
+        "taken_over",
+    )
+
     def __init__(self, generation: str, call_id: str, taken_over: WorkerState | None = None) -> None:
         self.call_id = call_id
         self.group = GROUPS.make() if taken_over is None else GROUPS.find(taken_over.pid)

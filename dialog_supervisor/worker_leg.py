@@ -63,6 +63,21 @@ class WorkerLeg:
     `take_over` says the rest of it.
     """
 
+    __slots__ = (
+        "_behind",
+        "_call",
+        "_dropped",
+        "_generation",
+        "_in_transit",
+        "_recovery",
+        "_requests",
+        "_taken_up",
+        "_transfer",
+        "gone",
+        "media_dropped",
+        "worker",
+    )
+
     def __init__(
         self,
         call: Conversation,

@@ -59,6 +59,8 @@ class FrameDecoder(Generic[Incoming]):
     After an error it is spent: the stream has lost its frame boundaries, and every later call raises the same error.
     """
 
+    __slots__ = ("_buffer", "_decode", "_error", "_max", "_wanted")
+
     def __init__(self, union: Any, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._decode: Callable[[bytes | memoryview], Incoming] = msgspec.msgpack.Decoder(union).decode
         self._max = max_frame_bytes

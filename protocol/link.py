@@ -61,6 +61,8 @@ class LinkState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Outbox:
     """Frames waiting for the socket, without I/O. Droppable ones beyond the limit push out the oldest of their kind."""
 
+    __slots__ = ("_droppable", "_frames", "_max_bytes", "_max_droppable", "dropped", "size")
+
     def __init__(self, *, max_bytes: int = OUTBOX_BYTES, max_droppable: int = DROPPABLE_FRAMES) -> None:
         self._frames: deque[tuple[bytes, bool]] = deque()
         self._max_bytes = max_bytes
@@ -118,6 +120,23 @@ class Link(Generic[Incoming]):
     Only one task may read. `run` must be running somewhere for what the kernel did not take at once. `when_readable` calls
     what `each` gives it whenever there is something to read, until it returns True; it may do so early.
     """
+
+    __slots__ = (
+        "_closed",
+        "_decoder",
+        "_ended",
+        "_fd",
+        "_inbox",
+        "_last_id",
+        "_outbox",
+        "_room",
+        "_sock",
+        "_taken_at",
+        "_unread",
+        "_waiting",
+        "_when_readable",
+        "_work",
+    )
 
     def __init__(self, sock: socket.socket, incoming: Any, *, when_readable: WhenReadable | None = None) -> None:
         sock.setblocking(False)
@@ -259,7 +278,7 @@ class Link(Generic[Incoming]):
             if take(self._inbox.popleft()):
                 return
         if not self._ended:
-            await self._when_readable(readiness.reader(self._sock, lambda data: self._pass_on(take, data)))
+            await self._when_readable(readiness.reader(self._sock, partial(self._pass_on, take)))
 
     def _pass_on(self, take: Callable[[Incoming], bool], data: bytes) -> bool:
         if not data:

@@ -187,6 +187,8 @@ class Readers:
 class _Reading:
     """Somebody who waits in `when_readable`. What is called runs in the context of whoever waits, for the log's sake."""
 
+    __slots__ = ("ended", "error", "in_context", "read")
+
     def __init__(self, read: Callable[[], bool]) -> None:
         self.read = read
         self.in_context: Callable[[Callable[[], bool]], bool] = copy_context().run

@@ -64,6 +64,23 @@ class Leg(ABC):
     `emit` takes what the line has to tell the worker.
     """
 
+    __slots__ = (
+        "_ahead_s",
+        "_changed",
+        "_early",
+        "_early_bytes",
+        "_now",
+        "_opening",
+        "_owed",
+        "_playout",
+        "_socket",
+        "_taken_over",
+        "counts",
+        "emit",
+        "introduced",
+        "open",
+    )
+
     def __init__(self, emit: Callable[[Event], None]) -> None:
         # Called at every frame, by a local name: CPython 3.11 looks a function up anew when it is called in its attribute.
         self.emit = emit

@@ -20,7 +20,7 @@ _BYTE_S = 1 / BYTES_PER_MS / 1000
 _REMEMBERED = 256  # aborted utterances whose late audio is still to be refused
 
 
-@dataclass
+@dataclass(slots=True)
 class Utterance:
     """One message on its way to the caller's ear. Times in seconds, on the caller's clock of the ledger."""
 
@@ -84,6 +84,8 @@ class PlayoutState(Struct, frozen=True, forbid_unknown_fields=True):
 class Playout:
     """The ledger of one call's line."""
 
+    __slots__ = ("_aborted", "_paused_at", "_resent", "_utterances", "ends_at")
+
     def __init__(self) -> None:
         self._utterances: OrderedDict[str, Utterance] = OrderedDict()
         self._aborted: OrderedDict[str, None] = OrderedDict()
@@ -133,10 +135,10 @@ class Playout:
 
     def post(self, uuid: str, audio: bytes, *, done: bool, now: float) -> str | None:
         """Enter a piece of an utterance. Return the mark to send behind it ("" if none), or None to drop it."""
-        if uuid in self._aborted:
-            return None
         utterance = self._utterances.get(uuid)
         if utterance is None:
+            if uuid in self._aborted:
+                return None
             utterance = self._utterances[uuid] = Utterance(uuid, mark=uuid)
         chunks = utterance.chunks
         while chunks and chunks[0][0] <= now:

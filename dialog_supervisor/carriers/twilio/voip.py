@@ -56,6 +56,19 @@ class TwilioLeg(Leg):
     What its socket sends that makes no sense is counted and dropped; `docs/carriers.md` has the whole list.
     """
 
+    __slots__ = (
+        "_connect",
+        "_encoder",
+        "_heard_at",
+        "_metadata",
+        "_recordings",
+        "_rest",
+        "_serving",
+        "_silence_s",
+        "_stream_sid",
+        "_transcription",
+    )
+
     def __init__(
         self,
         metadata: Metadata,

@@ -118,6 +118,8 @@ def decode(text: bytes) -> Incoming:
 class Encoder:
     """Messages to one stream. The head of a media message is prepared once: fifty of them follow a second."""
 
+    __slots__ = ("_mark_head", "_media_head", "clear")
+
     def __init__(self, stream_sid: str) -> None:
         sid = _encoder.encode(stream_sid)
         self._media_head = b'{"event":"media","streamSid":' + sid + b',"media":{"payload":"'
