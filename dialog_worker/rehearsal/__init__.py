@@ -55,8 +55,9 @@ class Echo(Agent):
 def rehearse() -> bool:
     """Serve calls that nobody makes, with what is imported of models, ears and voices. Return whether all went well.
 
-    When it returns, the process may fork: no thread runs and nothing is open.
+    When it returns, the process may fork if it might before: no thread of the rehearsal's runs, and nothing of it is open.
     """
+    before = threading.enumerate()
     try:
         went_well = [_echo() for _ in range(TIMES)]
         if any(name in sys.modules for name in _TALKING):
@@ -67,7 +68,7 @@ def rehearse() -> bool:
     except OSError:  # no descriptors, or no network
         return False
     for thread in threading.enumerate():  # a library may have used one
-        if thread is not threading.main_thread():
+        if thread not in before:
             thread.join(_THREAD_S)
     return all(went_well)
 

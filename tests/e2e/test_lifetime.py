@@ -105,7 +105,7 @@ def run(config: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run a dialogd that will not start and return what it said."""
     environ = os.environ | {"TWILIO_AUTH_TOKEN": AUTH_TOKEN}
     return subprocess.run(  # the code is what is asked for
-        [DIALOGD, "-c", config, *more], env=environ, check=False, capture_output=True, text=True, timeout=20
+        [DIALOGD, "-c", config, *more], env=environ, check=False, capture_output=True, text=True, timeout=10
     )
 
 
