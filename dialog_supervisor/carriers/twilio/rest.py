@@ -1,7 +1,8 @@
 """What Dialog asks of Twilio's REST API about a call: the vendor's own resources, with its errors as `CarrierError`."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
 import httpx
 import trio
@@ -13,6 +14,7 @@ from dialog_supervisor.carriers.base import CarrierError
 from dialog_supervisor.carriers.twilio.callbacks import OVER
 from dialog_supervisor.carriers.twilio.transport import PRODUCTION_URL, HttpxTransport
 from dialog_supervisor.sections import TwilioConfig
+from dialog_supervisor.threads import in_thread
 from protocol.messages import StartRecording, StartTranscript
 
 _NOT_FOUND = 20404
@@ -31,9 +33,19 @@ class TwilioRest:
         self._auth = (config.account_sid, config.auth_token)
         self._url = config.api_url.rstrip("/")
         self._timeout_s = config.timeout
-        client = Client(*self._auth, http_client=HttpxTransport(http, self._url, config.timeout))
-        # Imported here, not at the first request: every caller would wait 50 ms for it.
-        self._calls, self._recordings = client.calls, client.recordings
+        self._client = Client(*self._auth, http_client=HttpxTransport(http, self._url, config.timeout))
+        self._loaded = False
+
+    async def _resources(self) -> Client:
+        """Return Twilio's client. At first it imports a hundred modules: in a thread, or all callers would wait for it."""
+        if not self._loaded:
+            with suppress(OSError):  # there can be no thread, and callers do wait
+                await in_thread(lambda: self._client.calls)
+            self._loaded = True
+        return self._client
+
+    async def _call(self, sid: str) -> Any:  # a CallContext; twilio-python has no types
+        return (await self._resources()).calls(sid)
 
     # The call
 
@@ -61,13 +73,14 @@ class TwilioRest:
 
     async def _update(self, call_sid: str, **changes: str) -> None:
         with self._errors():
-            await self._calls(call_sid).update_async(**changes)
+            call = await self._call(call_sid)
+            await call.update_async(**changes)
 
     async def is_over(self, call_sid: str) -> bool:
         """Ask whether a call has ended."""
         try:
             with self._errors():
-                call = await self._calls(call_sid).fetch_async()
+                call = await (await self._call(call_sid)).fetch_async()
         except CarrierError as error:
             if error.code == _NOT_FOUND:
                 return True
@@ -79,7 +92,8 @@ class TwilioRest:
     async def start_recording(self, call_sid: str, request: StartRecording, callback_url: str) -> str:
         """Record a call and return the recording's sid; what becomes of it is reported to `callback_url`."""
         with self._errors():
-            recording = await self._calls(call_sid).recordings.create_async(
+            call = await self._call(call_sid)
+            recording = await call.recordings.create_async(
                 recording_channels=request.channels,
                 recording_track=request.track,
                 trim="trim-silence" if request.trim else "do-not-trim",
@@ -93,12 +107,14 @@ class TwilioRest:
         """Have a recording "paused", "in-progress" again, or "stopped"."""
         behavior = {"pause_behavior": pause_behavior} if pause_behavior else {}
         with self._errors():
-            await self._calls(call_sid).recordings(sid).update_async(status=status, **behavior)
+            call = await self._call(call_sid)
+            await call.recordings(sid).update_async(status=status, **behavior)
 
     async def remove_recording(self, sid: str) -> None:
         """Delete a recording."""
         with self._errors():
-            await self._recordings(sid).delete_async()
+            client = await self._resources()
+            await client.recordings(sid).delete_async()
 
     @asynccontextmanager
     async def media(self, url: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -131,7 +147,8 @@ class TwilioRest:
         """Transcribe a call and return the transcription's sid; what is said is reported to `callback_url`."""
         model = {"speech_model": request.model} if request.model else {}
         with self._errors():
-            transcription = await self._calls(call_sid).transcriptions.create_async(
+            call = await self._call(call_sid)
+            transcription = await call.transcriptions.create_async(
                 track=f"{request.track}_track{'s' if request.track == 'both' else ''}",
                 transcription_engine=request.engine,
                 language_code=request.language,
@@ -145,7 +162,8 @@ class TwilioRest:
     async def stop_transcription(self, call_sid: str, sid: str) -> None:
         """Transcribe no more."""
         with self._errors():
-            await self._calls(call_sid).transcriptions(sid).update_async(status="stopped")
+            call = await self._call(call_sid)
+            await call.transcriptions(sid).update_async(status="stopped")
 
     def _sid(self, sid: str | None) -> str:
         if not sid:
