@@ -165,6 +165,7 @@ class Link(Generic[Incoming]):
             link._outbox.put(frame, droppable=droppable)
         link._outbox.dropped = state.dropped
         if link._outbox:
+            link.reader_begins()  # how long nothing was read is not known here
             link._wait_for_room()
         link._unread = state.unread
         return link

@@ -56,6 +56,15 @@ async def test_what_had_not_left_is_sent_by_the_next_process_from_where_the_firs
     link.close()
 
 
+async def test_how_long_nothing_was_read_is_counted_anew(pair: Pair) -> None:
+    for number in range(60):
+        pair.supervisor.post(Media(number, SECOND))
+    link = taken_over(pair.supervisor)
+    assert link.waiting_bytes > 0
+    assert link.unread_s < 1
+    link.close()
+
+
 async def test_what_may_be_dropped_may_still_be_dropped_and_is_counted_on(pair: Pair) -> None:
     for number in range(400):
         pair.supervisor.post(Media(number, SECOND), droppable=True)
