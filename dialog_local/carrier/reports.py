@@ -5,7 +5,7 @@ Twilio docs, "Recording status callbacks", "Real-Time Transcriptions", TwiML <St
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TypeAlias
@@ -56,7 +56,8 @@ class Reports:
         """Tell something when what was to be told before it has been taken or has failed."""
         if to is not None:
             assert self._line_up is not None, "reports are taken while the call runs"
-            self._line_up.send_nowait((to, fields))
+            with suppress(trio.BrokenResourceError):  # the call is being cancelled, and nothing is told any more
+                self._line_up.send_nowait((to, fields))
 
     async def _tell_in_turn(self, waiting: trio.MemoryReceiveChannel[Report]) -> None:
         with waiting:
