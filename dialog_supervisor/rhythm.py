@@ -12,6 +12,6 @@ def beat(at: float) -> float:
     return math.ceil(at / BEAT_S) * BEAT_S
 
 
-def next_beat() -> float:
-    """Return the one that follows the present one."""
-    return beat(trio.current_time() + BEAT_S / 2)
+def next_beat(after_s: float = BEAT_S) -> float:
+    """Return the one that comes so much later than the present one."""
+    return beat(trio.current_time() + after_s - BEAT_S / 2)  # whoever is woken by a beat is a little late

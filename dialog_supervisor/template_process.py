@@ -17,7 +17,7 @@ from dialog_supervisor.config import Config
 from dialog_supervisor.confinement import orphans
 from dialog_supervisor.confinement.agents import confinement
 from dialog_supervisor.confinement.proc import state_of
-from dialog_supervisor.rhythm import BEAT_S, beat
+from dialog_supervisor.rhythm import next_beat
 from dialog_supervisor.snapshot import GenerationFailed, Snapshot
 from dialog_supervisor.template import MAX_PACKET_BYTES, Exited, Failed, Fork, Forked, ForkFailed, Ping, Ready, Report
 from dialog_supervisor.worker import Worker
@@ -154,7 +154,7 @@ class TemplateProcess:
                 asked_at = trio.current_time()
                 with suppress(OSError):  # a full socket was not read, and a closed one is noticed where it is read
                     self._control.send(msgspec.msgpack.encode(Ping()))
-            await trio.sleep_until(beat(trio.current_time() + PING_S - BEAT_S / 2))
+            await trio.sleep_until(next_beat(PING_S))
         log.error("the template process does not answer and is killed", generation=self._name, silent_s=ANSWER_TIMEOUT_S)
         serving.cancel()
 

@@ -228,7 +228,7 @@ async def serve_control(
     config.keep_alive_timeout = _KEEP_ALIVE_S
     config.graceful_timeout = 0
     app, start = control_app(controlled), _Start(task_status)
-    anyio.current_time()  # loads what Starlette's streams need of it: not at the first, while there are callers
+    anyio.current_time()  # loads what Starlette's streams need of it, now that there are no callers
     try:
         while True:
             try:

@@ -26,4 +26,9 @@ async def test_those_who_began_at_different_times_wake_at_the_same(autojump_cloc
         for number in range(5):
             nursery.start_soon(look, BEAT_S * (1 + number / 10))
     assert len(woken) == 15
-    assert sorted(set(woken)) == [beat * BEAT_S for beat in (2, 3, 4)]
+    assert sorted(set(woken)) == [number * BEAT_S for number in (2, 3, 4)]
+
+
+async def test_whoever_looks_less_often_wakes_on_the_beats_too(autojump_clock: MockClock) -> None:
+    await trio.sleep(BEAT_S / 10)
+    assert next_beat(1.0) == 1.0

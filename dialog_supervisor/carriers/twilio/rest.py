@@ -80,7 +80,8 @@ class TwilioRest:
         """Ask whether a call has ended."""
         try:
             with self._errors():
-                call = await (await self._call(call_sid)).fetch_async()
+                call = await self._call(call_sid)
+                call = await call.fetch_async()
         except CarrierError as error:
             if error.code == _NOT_FOUND:
                 return True
